@@ -1,0 +1,19 @@
+// Tests run as compiled ES modules from dist/test (scripts/setup --test compiles them). Two projects: `unit` in parallel,
+// `mount` (whatever mounts, starts processes or measures) one file at a time: scripts/test runs them in that order.
+const serial = ['mount', 'model', 'stress', 'contract', 'gates', 'rdma', 'simulation'];
+
+const common = {
+  testEnvironment: 'node',
+  transform: {},
+  // What git ignores by the same name elsewhere (a copy of the repository, say) is not ours.
+  modulePathIgnorePatterns: ['<rootDir>/mounts/', '<rootDir>/build/'],
+};
+
+/** @type {import('jest').Config} */
+export default {
+  projects: [
+    { ...common, displayName: 'unit', testMatch: ['<rootDir>/dist/test/unit/**/*.test.js'] },
+    { ...common, displayName: 'mount', testMatch: serial.map((folder) => `<rootDir>/dist/test/${folder}/**/*.test.js`) },
+  ],
+  testTimeout: 60_000,
+};
