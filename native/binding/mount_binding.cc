@@ -1,0 +1,566 @@
+#include "binding/mount_binding.h"
+
+#include <errno.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "base/trace.h"
+#include "binding/convert.h"
+#include "binding/main_thread.h"
+#include "cache/file_control.h"
+#include "cache/flusher.h"
+#include "fuse/session.h"
+
+namespace extmem::binding {
+
+namespace {
+
+using cache::Delegation;
+using cache::File;
+using extent::ControlCall;
+
+Delegation to_mode(const Napi::Value& value) {
+  std::string mode = value.As<Napi::String>().Utf8Value();
+  return mode == "write" ? Delegation::write : mode == "shared" ? Delegation::shared : Delegation::read;
+}
+
+const char* from_mode(Delegation mode) {
+  return mode == Delegation::write ? "write" : mode == Delegation::shared ? "shared" : "read";
+}
+
+const char* kind_name(ControlCall::Kind kind) {
+  switch (kind) {
+    case ControlCall::Kind::commit:
+      return "commit";
+    case ControlCall::Kind::provision:
+      return "provision";
+    case ControlCall::Kind::extend:
+      return "extend";
+    case ControlCall::Kind::wrote:
+      return "wrote";
+  }
+  return "";
+}
+
+fuse::Session::Options to_options(const Napi::Object& object) {
+  fuse::Session::Options options;
+  options.mount_point = string_of(object, "mountPoint");
+  options.threads = static_cast<unsigned>(u64_of(object, "threads"));
+  options.cache.cache_bytes = u64_of(object, "cacheBytes");
+  options.cache.dirty_bytes = u64_of(object, "dirtyBytes");
+  options.cache.appliance_dirty_bytes = u64_of(object, "applianceDirtyBytes");
+  options.cache.read_ahead_pages = static_cast<uint32_t>(u64_of(object, "readAheadBytes") / cache::kPageBytes);
+  auto& fabric = options.fabric;
+  fabric.credentials.client = u64_of(object, "client");
+  fabric.credentials.client_generation = static_cast<uint32_t>(u64_of(object, "clientGeneration"));
+  auto key = to_bytes(object.Get("clientKey"));
+  EXTMEM_ASSERT(key.size() == fabric.credentials.key.size());
+  std::copy(key.begin(), key.end(), fabric.credentials.key.begin());
+  std::string transport = string_of(object, "transport");
+  fabric.transport = transport == "shm"   ? fabric::TransportKind::shm
+                     : transport == "tcp" ? fabric::TransportKind::tcp
+                                          : fabric::TransportKind::automatic;
+  fabric.host_id = string_of(object, "hostId");
+  fabric.operation_deadline_ms = u64_of(object, "deadlineMs");
+  fabric.fault_seed = u64_of(object, "faultSeed");
+  fabric.fault_plan = string_of(object, "faultPlan");
+  return options;
+}
+
+class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane, public fuse::ControlSink {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Mount",
+                       {InstanceMethod<&Mount::start>("start"),
+                        InstanceMethod<&Mount::reply>("reply"),
+                        InstanceMethod<&Mount::answer>("answer"),
+                        InstanceMethod<&Mount::put_appliance>("putAppliance"),
+                        InstanceMethod<&Mount::put_region>("putRegion"),
+                        InstanceMethod<&Mount::lose_regions>("loseRegions"),
+                        InstanceMethod<&Mount::add_provision>("addProvision"),
+                        InstanceMethod<&Mount::free_slabs>("freeSlabs"),
+                        InstanceMethod<&Mount::put_file>("putFile"),
+                        InstanceMethod<&Mount::file_state>("fileState"),
+                        InstanceMethod<&Mount::record>("record"),
+                        InstanceMethod<&Mount::set_times>("setTimes"),
+                        InstanceMethod<&Mount::set_locked>("setLocked"),
+                        InstanceMethod<&Mount::open_handle>("openHandle"),
+                        InstanceMethod<&Mount::close_handle>("closeHandle"),
+                        InstanceMethod<&Mount::flush_file>("flushFile"),
+                        InstanceMethod<&Mount::begin_cut>("beginCut"),
+                        InstanceMethod<&Mount::end_cut>("endCut"),
+                        InstanceMethod<&Mount::drop_pages>("dropPages"),
+                        InstanceMethod<&Mount::drop_file>("dropFile"),
+                        InstanceMethod<&Mount::invalidate_inode>("invalidateInode"),
+                        InstanceMethod<&Mount::invalidate_entry>("invalidateEntry"),
+                        InstanceMethod<&Mount::statistics>("statistics"),
+                        InstanceMethod<&Mount::take_trace>("takeTrace"),
+                        InstanceMethod<&Mount::unmount>("unmount"),
+                        InstanceMethod<&Mount::close>("close")});
+  }
+
+  explicit Mount(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<Mount>(info),
+        main_thread_(info.Env(), "extmem mount"),
+        upcall_(Napi::Persistent(info[1].As<Napi::Function>())) {
+    auto object = info[0].As<Napi::Object>();
+    trace::enabled.store(bool_of(object, "trace"));
+    session_ = std::make_unique<fuse::Session>(to_options(object), *this, *this);
+  }
+  ~Mount() override { shut_down(); }
+
+  // extent::ControlPlane, on reactors.
+  void ask(ControlCall& call) override {
+    uint64_t id;
+    {
+      std::lock_guard guard(calls_lock_);
+      if (closing_) {
+        call.error = EIO;
+        call.answered();
+        return;
+      }
+      id = next_call_++;
+      calls_.emplace(id, &call);
+    }
+    // A copy: should everything be shut down meanwhile, the call is answered and its frame gone before the job runs.
+    Question question{call.kind,     call.node,       call.offset,  call.bytes,
+                      call.mtime_ns, call.lock_owner, call.closing, call.record};
+    main_thread_.run([this, id, question](Napi::Env env) { up_question(env, id, question); });
+  }
+
+  // fuse::ControlSink, on reactors.
+  void control_request(fuse::ControlRequest request) override {
+    auto shared = std::make_shared<fuse::ControlRequest>(std::move(request));
+    main_thread_.run([this, shared](Napi::Env env) {
+      Napi::Object call = upcall(env, "request");
+      call.Set("id", from_u64(env, shared->id));
+      call.Set("unique", from_u64(env, shared->unique));
+      call.Set("opcode", from_u64(env, shared->opcode));
+      call.Set("node", from_u64(env, shared->node));
+      call.Set("uid", from_u64(env, shared->uid));
+      call.Set("gid", from_u64(env, shared->gid));
+      call.Set("pid", from_u64(env, shared->pid));
+      call.Set("body", from_bytes(env, shared->body));
+      emit(call);
+    });
+  }
+  void interrupted(uint64_t unique) override {
+    main_thread_.run([this, unique](Napi::Env env) {
+      Napi::Object call = upcall(env, "interrupt");
+      call.Set("unique", from_u64(env, unique));
+      emit(call);
+    });
+  }
+  void forgotten(std::vector<std::pair<uint64_t, uint64_t>> nodes) override {
+    main_thread_.run([this, nodes = std::move(nodes)](Napi::Env env) {
+      Napi::Object call = upcall(env, "forget");
+      Napi::Array list = Napi::Array::New(env, nodes.size());
+      for (uint32_t index = 0; index < nodes.size(); ++index) {
+        Napi::Object one = Napi::Object::New(env);
+        one.Set("node", from_u64(env, nodes[index].first));
+        one.Set("count", from_u64(env, nodes[index].second));
+        list.Set(index, one);
+      }
+      call.Set("nodes", list);
+      emit(call);
+    });
+  }
+  void session_ended(int error) override {
+    main_thread_.run([this, error](Napi::Env env) {
+      Napi::Object call = upcall(env, "ended");
+      call.Set("errno", Napi::Number::New(env, error));
+      emit(call);
+    });
+  }
+
+ private:
+  struct Question {
+    ControlCall::Kind kind;
+    uint64_t node, offset, bytes, mtime_ns, lock_owner;
+    bool closing;
+    std::vector<uint8_t> record;
+  };
+
+  Napi::Object upcall(Napi::Env env, const char* kind) {
+    Napi::Object call = Napi::Object::New(env);
+    call.Set("kind", Napi::String::New(env, kind));
+    return call;
+  }
+
+  void emit(const Napi::Object& call) {
+    if (!closed_) upcall_.Call({call});
+  }
+
+  void up_question(Napi::Env env, uint64_t id, const Question& question) {
+    Napi::Object call = upcall(env, kind_name(question.kind));
+    call.Set("id", from_u64(env, id));
+    call.Set("node", from_u64(env, question.node));
+    call.Set("offset", from_u64(env, question.offset));
+    call.Set("length", from_u64(env, question.bytes));
+    call.Set("bytes", from_u64(env, question.bytes));
+    call.Set("mtimeSec", from_u64(env, question.mtime_ns / 1'000'000'000));
+    call.Set("mtimeNsec", from_u64(env, question.mtime_ns % 1'000'000'000));
+    call.Set("record", from_bytes(env, question.record));
+    char owner[24] = "";
+    if (question.closing) std::snprintf(owner, sizeof owner, "%016lx", question.lock_owner);
+    call.Set("owner", Napi::String::New(env, owner));
+    emit(call);
+  }
+
+  fuse::Session& session(Napi::Env env) {
+    if (closed_) throw coded_error(env, "ECLOSED", "the mount is closed");
+    return *session_;
+  }
+
+  /// A file by node, held until the end of the scope.
+  class FileGuard {
+   public:
+    FileGuard(cache::PageCache& cache, uint64_t node) : cache_(cache), file_(cache.find_file(node)) {}
+    FileGuard(const FileGuard&) = delete;
+    FileGuard& operator=(const FileGuard&) = delete;
+    ~FileGuard() {
+      if (file_ != nullptr) cache_.put_file(*file_);
+    }
+    File* operator->() const { return file_; }
+    File& operator*() const { return *file_; }
+    explicit operator bool() const { return file_ != nullptr; }
+
+   private:
+    cache::PageCache& cache_;
+    File* file_;
+  };
+
+  /// Runs a coroutine on the file's worker; the promise settles with its errno.
+  template <typename Make>
+  Napi::Value run_for_file(const Napi::CallbackInfo& info, const char* what, Make make) {
+    Napi::Env env = info.Env();
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+    auto& cache = session(env).cache();
+    uint64_t node = to_u64(info[0]);
+    File* file = cache.find_file(node);
+    if (file == nullptr) {
+      deferred->Reject(errno_error(env, ENOENT, what).Value());
+      return deferred->Promise();
+    }
+    auto settle = [this, deferred, what](int error) {
+      main_thread_.run([deferred, error, what](Napi::Env env) {
+        if (error == 0) {
+          deferred->Resolve(env.Undefined());
+        } else {
+          deferred->Reject(errno_error(env, error, what).Value());
+        }
+      });
+    };
+    session_->run_on_worker(
+        node, [&cache, file, make, settle](fuse::Worker& worker) { drive(cache, worker.lane(), *file, make, settle); });
+    return deferred->Promise();
+  }
+
+  template <typename Make, typename Settle>
+  static Detached drive(cache::PageCache& cache, cache::Lane& lane, File& file, Make make, Settle settle) {
+    int error = co_await make(cache, lane, file);
+    cache.put_file(file);
+    settle(error);
+  }
+
+  void start(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    fuse::MountResult result = session(env).start();
+    if (result.fd < 0) throw coded_error(env, result.code, result.message);
+  }
+
+  void reply(const Napi::CallbackInfo& info) {
+    int error = info[1].As<Napi::Number>().Int32Value();
+    std::span<const uint8_t> body;
+    if (info[2].IsTypedArray()) {
+      auto array = info[2].As<Napi::Uint8Array>();
+      body = {array.Data(), array.ByteLength()};
+    }
+    if (!closed_) session_->reply(to_u64(info[0]), error, body);
+  }
+
+  void answer(const Napi::CallbackInfo& info) {
+    ControlCall* call = take_call(to_u64(info[0]));
+    if (call == nullptr) return;
+    call->error = info[1].As<Napi::Number>().Int32Value();
+    if (info[2].IsTypedArray()) call->record = to_bytes(info[2]);
+    call->answered();
+  }
+
+  ControlCall* take_call(uint64_t id) {
+    std::lock_guard guard(calls_lock_);
+    auto found = calls_.find(id);
+    if (found == calls_.end()) return nullptr;
+    ControlCall* call = found->second;
+    calls_.erase(found);
+    return call;
+  }
+
+  void put_appliance(const Napi::CallbackInfo& info) {
+    auto object = info[0].As<Napi::Object>();
+    session(info.Env())
+        .directory()
+        .put_appliance(string_of(object, "id"), string_of(object, "hostId"), string_of(object, "address"),
+                       static_cast<uint16_t>(u64_of(object, "port")), string_of(object, "linkName"),
+                       u64_of(object, "incarnation"));
+  }
+
+  void put_region(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto object = info[0].As<Napi::Object>();
+    auto& directory = session(env).directory();
+    fabric::Appliance* appliance = directory.find_appliance(string_of(object, "appliance"));
+    if (appliance == nullptr) throw errno_error(env, ENOENT, "a region of an unknown appliance");
+    auto bytes = to_bytes(object.Get("capability"));
+    protocol::Capability capability{};
+    EXTMEM_ASSERT(bytes.size() == sizeof capability);
+    std::memcpy(&capability, bytes.data(), sizeof capability);
+    directory.put_region(u64_of(object, "region"), u64_of(object, "bytes"), *appliance, capability);
+  }
+
+  void lose_regions(const Napi::CallbackInfo& info) {
+    auto list = info[0].As<Napi::Array>();
+    auto& session = this->session(info.Env());
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      uint64_t region = to_u64(list.Get(index));
+      session.directory().lose_region(region);
+      session.cache().slabs().remove_region(region);
+    }
+  }
+
+  void add_provision(const Napi::CallbackInfo& info) {
+    auto& session = this->session(info.Env());
+    fabric::Region* region = session.directory().find_region(to_u64(info[0]));
+    if (region == nullptr) throw errno_error(info.Env(), ENOENT, "a provision of an unknown region");
+    std::vector<std::pair<uint64_t, uint64_t>> used;
+    auto list = info[1].As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto pair = list.Get(index).As<Napi::Array>();
+      used.emplace_back(to_u64(pair.Get(0u)), to_u64(pair.Get(1u)));
+    }
+    session.cache().slabs().add_region(*region, used);
+  }
+
+  void free_slabs(const Napi::CallbackInfo& info) {
+    auto list = info[0].As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto piece = list.Get(index).As<Napi::Object>();
+      session(info.Env())
+          .cache()
+          .slabs()
+          .free(u64_of(piece, "region"), u64_of(piece, "offset"), u64_of(piece, "length"));
+    }
+  }
+
+  void put_file(const Napi::CallbackInfo& info) {
+    auto record = to_bytes(info[2]);
+    int error = cache::install_file(session(info.Env()).cache(), to_u64(info[0]), to_mode(info[1]), record);
+    if (error != 0)
+      throw errno_error(info.Env(), error, "the record of file " + std::to_string(to_u64(info[0])) + " is not sound");
+  }
+
+  Napi::Value file_state(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    FileGuard file(session(env).cache(), to_u64(info[0]));
+    if (!file) return env.Undefined();
+    Napi::Object state = Napi::Object::New(env);
+    file->lock.lock();
+    auto attributes = file->attributes;
+    uint64_t allocated = file->extents.allocated_bytes();
+    bool changed = attributes.change != file->committed_change;
+    file->lock.unlock();
+    state.Set("mode", Napi::String::New(env, from_mode(file->mode.load())));
+    state.Set("size", from_u64(env, file->size.load()));
+    state.Set("blocks", from_u64(env, allocated / 512));
+    state.Set("mtime", from_time(env, attributes.mtime_ns));
+    state.Set("ctime", from_time(env, attributes.ctime_ns));
+    state.Set("change", from_u64(env, attributes.change));
+    state.Set("dirtyBytes", from_u64(env, file->dirty_pages.load() * cache::kPageBytes));
+    state.Set("handles", from_u64(env, file->handles.load()));
+    state.Set("recordChanged", Napi::Boolean::New(env, changed));
+    return state;
+  }
+
+  Napi::Value record(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (!file) throw errno_error(info.Env(), ENOENT, "the record of an unknown file");
+    auto bytes = cache::record_of(*file);
+    if (info[1].ToBoolean()) {
+      file->lock.lock();
+      file->committed_change = file->attributes.change;
+      file->lock.unlock();
+    }
+    return from_bytes(info.Env(), bytes);
+  }
+
+  void set_times(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (!file) return;
+    file->lock.lock();
+    if (info[1].IsArray()) file->attributes.mtime_ns = to_time(info[1]);
+    if (info[2].IsArray()) file->attributes.ctime_ns = to_time(info[2]);
+    ++file->attributes.change;
+    file->lock.unlock();
+  }
+
+  void set_locked(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) file->locked.store(info[1].ToBoolean());
+  }
+
+  Napi::Value open_handle(const Napi::CallbackInfo& info) {
+    File* file = session(info.Env()).cache().find_file(to_u64(info[0]));
+    if (file == nullptr) throw errno_error(info.Env(), ENOENT, "opening an unknown file");
+    file->handles.fetch_add(1);
+    auto* handle = new cache::Handle{file, static_cast<uint32_t>(to_u64(info[1])), file->error_sequence.load()};
+    return from_u64(info.Env(), reinterpret_cast<uint64_t>(handle));
+  }
+
+  void close_handle(const Napi::CallbackInfo& info) {
+    auto* handle = reinterpret_cast<cache::Handle*>(to_u64(info[0]));
+    handle->file->handles.fetch_sub(1);
+    session(info.Env()).cache().put_file(*handle->file);
+    delete handle;
+  }
+
+  Napi::Value flush_file(const Napi::CallbackInfo& info) {
+    return run_for_file(info, "writing back", [](cache::PageCache& cache, cache::Lane& lane, File& file) {
+      return cache::flush_settled(cache, lane, file);
+    });
+  }
+
+  Napi::Value begin_cut(const Napi::CallbackInfo& info) {
+    uint64_t offset = to_u64(info[1]);
+    int64_t length = info[2].As<Napi::Number>().Int64Value();
+    uint64_t end = length < 0 ? UINT64_MAX : offset + static_cast<uint64_t>(length);
+    return run_for_file(info, "cutting", [offset, end](cache::PageCache& cache, cache::Lane& lane, File& file) {
+      return cache::begin_cut(cache, lane, file, offset, end);
+    });
+  }
+
+  Napi::Value end_cut(const Napi::CallbackInfo& info) {
+    auto record = std::make_shared<std::vector<uint8_t>>(to_bytes(info[1]));
+    return run_for_file(info, "cutting", [record](cache::PageCache& cache, cache::Lane& lane, File& file) {
+      return cache::end_cut(cache, lane, file, *record);
+    });
+  }
+
+  void drop_pages(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (!file) return;
+    uint64_t offset = to_u64(info[1]);
+    int64_t length = info[2].As<Napi::Number>().Int64Value();
+    uint32_t last = length < 0 ? UINT32_MAX : cache::page_of(offset + static_cast<uint64_t>(length));
+    session_->cache().drop_clean(*file, cache::page_of(offset), last);
+  }
+
+  void drop_file(const Napi::CallbackInfo& info) { session(info.Env()).cache().forget_file(to_u64(info[0])); }
+
+  Napi::Value invalidate_inode(const Napi::CallbackInfo& info) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
+    session(info.Env())
+        .notifier()
+        .invalidate_inode(to_u64(info[0]), info[1].As<Napi::Number>().Int64Value(),
+                          std::max<int64_t>(info[2].As<Napi::Number>().Int64Value(), 0), settle_later(deferred));
+    return deferred->Promise();
+  }
+
+  Napi::Value invalidate_entry(const Napi::CallbackInfo& info) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
+    session(info.Env())
+        .notifier()
+        .invalidate_entry(to_u64(info[0]), info[1].As<Napi::String>().Utf8Value(), settle_later(deferred));
+    return deferred->Promise();
+  }
+
+  fuse::Notifier::Done settle_later(std::shared_ptr<Napi::Promise::Deferred> deferred) {
+    return [this, deferred](int error) {
+      main_thread_.run([deferred, error](Napi::Env env) {
+        if (error == 0 || error == ENODEV || error == ENOTCONN) {
+          deferred->Resolve(env.Undefined());
+        } else {
+          deferred->Reject(errno_error(env, error, "invalidating the kernel's caches").Value());
+        }
+      });
+    };
+  }
+
+  Napi::Value statistics(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    Napi::Object object = Napi::Object::New(env);
+    for (auto& [name, value] : session(env).statistics()) set_dotted(object, name, Napi::Number::New(env, value));
+    Napi::Object fabric = Napi::Object::New(env);
+    for (fabric::Appliance* appliance : session_->directory().appliances()) {
+      fabric.Set(appliance->id, appliance_statistics(env, *appliance));
+    }
+    object.Set("fabric", fabric);
+    return object;
+  }
+
+  static Napi::Object appliance_statistics(Napi::Env env, fabric::Appliance& appliance) {
+    static constexpr const char* kStates[] = {"idle", "connecting", "up", "down"};
+    static constexpr const char* kTransports[] = {"none", "shm", "tcp", "verbs"};
+    Napi::Object row = Napi::Object::New(env);
+    auto& counted = appliance.statistics;
+    row.Set("state", Napi::String::New(env, kStates[static_cast<size_t>(appliance.state.load())]));
+    row.Set("transport", Napi::String::New(env, kTransports[static_cast<size_t>(appliance.transport.load())]));
+    row.Set("dirtyBytes", from_u64(env, appliance.dirty_bytes));
+    row.Set("operations", from_u64(env, counted.operations));
+    row.Set("bytesRead", from_u64(env, counted.bytes_read));
+    row.Set("bytesWritten", from_u64(env, counted.bytes_written));
+    row.Set("failures", from_u64(env, counted.failures));
+    row.Set("retries", from_u64(env, counted.retries));
+    row.Set("reconnects", from_u64(env, counted.reconnects));
+    Napi::Array latency = Napi::Array::New(env, counted.latency.size());
+    for (uint32_t bucket = 0; bucket < counted.latency.size(); ++bucket)
+      latency.Set(bucket, from_u64(env, counted.latency[bucket]));
+    row.Set("latencyLog2Ns", latency);
+    return row;
+  }
+
+  Napi::Value take_trace(const Napi::CallbackInfo& info) { return from_trace(info.Env()); }
+
+  void unmount(const Napi::CallbackInfo& info) {
+    auto& session = this->session(info.Env());
+    int error = fuse::unmount_fuse(session.options().mount_point, info[0].ToBoolean());
+    if (error != 0 && error != EINVAL)
+      throw errno_error(info.Env(), error, "unmounting " + session.options().mount_point);
+  }
+
+  void close(const Napi::CallbackInfo&) { shut_down(); }
+
+  void shut_down() {
+    if (closed_) return;
+    closed_ = true;
+    {
+      std::lock_guard guard(calls_lock_);
+      closing_ = true;
+      for (auto& [id, call] : calls_) {
+        call->error = EIO;
+        call->answered();
+      }
+      calls_.clear();
+    }
+    session_->stop();
+    main_thread_.close();
+  }
+
+  MainThread main_thread_;
+  Napi::FunctionReference upcall_;
+  std::unique_ptr<fuse::Session> session_;
+  bool closed_ = false;    // JavaScript thread only
+  std::mutex calls_lock_;  // guards the three below
+  bool closing_ = false;
+  uint64_t next_call_ = 1;
+  std::unordered_map<uint64_t, ControlCall*> calls_;
+};
+
+}  // namespace
+
+Napi::Function define_mount(Napi::Env env) { return Mount::define(env); }
+
+}  // namespace extmem::binding

@@ -1,0 +1,197 @@
+#include "cache/file_control.h"
+
+#include <errno.h>
+
+#include <algorithm>
+
+#include "cache/flusher.h"
+#include "cache/shared_io.h"
+#include "cache/writer.h"
+
+namespace extmem::cache {
+
+namespace {
+
+/// The file is as the record says, from one moment to the next. first() runs in that moment, under the lock.
+template <typename First>
+bool apply_record(PageCache& cache, File& file, std::span<const uint8_t> record, First first) {
+  extent::FileAttributes attributes;
+  extent::ExtentMap extents;
+  if (!extent::decode_record(record, cache.directory(), attributes, extents)) return false;
+  file.lock.lock();
+  first();
+  file.extents = std::move(extents);
+  file.attributes = attributes;
+  file.size.store(attributes.size);
+  file.committed_change = attributes.change;
+  file.lock.unlock();
+  return true;
+}
+
+/// The record to the appliance of the file's first extent. The operation's memory is the caller's.
+bool plan_put_record(File& file, std::vector<uint8_t>& record, iovec& segment, fabric::Operation& operation) {
+  file.lock.lock();
+  fabric::Region* region =
+      file.extents.extents().empty() ? nullptr : file.extents.members(file.extents.extents().front()).front().region;
+  file.lock.unlock();
+  if (region == nullptr || record.size() > protocol::kMaxRecordBytes) return false;
+  segment = {record.data(), record.size()};
+  operation.op = fabric::Op::put_record;
+  operation.region = region;
+  operation.operand = file.node;
+  operation.segments = &segment;
+  operation.segment_count = 1;
+  operation.bytes = static_cast<uint32_t>(record.size());
+  return true;
+}
+
+/// offset itself when it is page-aligned.
+uint64_t end_of_page(uint64_t offset) { return (offset + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+/// Zeroes [offset, end), which lies within one page; nothing when it is empty or a hole.
+Task<int> zero_edge(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end) {
+  if (offset >= end) co_return 0;
+  auto bytes = static_cast<uint32_t>(end - offset);
+  if (file.mode.load() == Delegation::shared) co_return co_await zero_through(lane, file, offset, bytes);
+  co_return co_await zero_in_page(cache, lane, file, offset, bytes);
+}
+
+}  // namespace
+
+int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<const uint8_t> record) {
+  File& file = cache.make_file(node);
+  file.lock.lock();
+  uint64_t change_before = file.attributes.change;
+  Delegation mode_before = file.mode.load();
+  file.lock.unlock();
+  bool sound = apply_record(cache, file, record, [] {});
+  if (sound) {
+    file.mode.store(mode);
+    bool others_wrote = mode_before == Delegation::shared || file.attributes.change != change_before;
+    if (others_wrote) cache.drop_clean(file, 0, UINT32_MAX);
+  }
+  cache.put_file(file);
+  if (!sound && mode_before == Delegation::none) cache.forget_file(node);
+  return sound ? 0 : EINVAL;
+}
+
+std::vector<uint8_t> record_of(File& file) {
+  file.lock.lock();
+  extent::FileAttributes attributes = file.attributes;
+  attributes.ino = file.node;
+  attributes.size = file.size.load();
+  auto record = extent::encode_record(attributes, file.extents);
+  file.lock.unlock();
+  return record;
+}
+
+Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner) {
+  // Also with failed pages: then what did reach the appliances still gets its record.
+  int unwritten = 0;
+  if (file.dirty_pages.load() > 0 || file.writing_pages > 0) unwritten = co_await flush_file(cache, lane, file);
+  bool unlocks = closing && file.locked.load();
+  file.lock.lock();
+  uint64_t change = file.attributes.change;
+  bool changed = change != file.committed_change && file.mode.load() == Delegation::write;
+  file.lock.unlock();
+  if (!changed && !unlocks) co_return unwritten;
+
+  extent::ControlCall call(cache.control_plane(), lane.reactor);
+  call.kind = extent::ControlCall::Kind::commit;
+  call.node = file.node;
+  call.closing = closing;
+  call.lock_owner = owner;
+  std::vector<uint8_t> record;
+  iovec segment{};
+  fabric::Operation operation;
+  fabric::Batch batch(lane.fabric);
+  bool beside = false;
+  if (changed) {
+    record = record_of(file);
+    call.record = record;
+    beside = plan_put_record(file, record, segment, operation);
+    if (beside) batch.submit(operation);
+  }
+  int error = co_await call;
+  co_await batch;
+  if (error == 0 && changed) {
+    file.lock.lock();
+    file.committed_change = std::max(file.committed_change, change);
+    file.lock.unlock();
+  }
+  bool kept_beside = beside && operation.status == fabric::Status::ok;
+  if (error == ENOTCONN && kept_beside) co_return unwritten;
+  co_return error == 0 ? unwritten : EIO;
+}
+
+Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end) {
+  uint64_t first = (offset + kPageBytes - 1) / kPageBytes;
+  uint64_t last = std::max(first, end == UINT64_MAX ? UINT32_MAX : end / kPageBytes);  // exclusive
+  bool ours = false;
+  for (;;) {
+    PageWaiter waiter(lane.reactor, 0, UINT32_MAX);
+    file.lock.lock();
+    bool busy = file.cut.pending && !ours;  // another cut of this file: one at a time
+    if (!busy) {
+      ours = file.cut.pending = true;
+      busy = file.active_writers.load() > 0;
+    }
+    if (!busy) {
+      file.cut = {true, true, first * kPageBytes, last * kPageBytes, offset, end};
+      if (first < last) {
+        file.for_each_page(
+            static_cast<uint32_t>(first), static_cast<uint32_t>(last - 1), [&](uint32_t, uint32_t frame) {
+              PageState state = cache.frames()[frame].state;
+              busy |= state == PageState::filling || state == PageState::writing || state == PageState::redirtied;
+            });
+      }
+    }
+    if (busy) file.enlist(waiter);
+    file.lock.unlock();
+    if (!busy) co_return 0;
+    co_await waiter;
+  }
+}
+
+Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record) {
+  uint64_t old_size = file.size.load();
+  Cut cut = file.cut;  // ours until it is cleared below
+  auto drop_range = [&] {
+    if (cut.offset >= cut.end) return;
+    file.for_each_page(page_of(cut.offset), page_of(cut.end - 1),
+                       [&](uint32_t page, uint32_t frame) { cache.drop_locked(file, page, frame); });
+  };
+  bool sound = record.empty() || apply_record(cache, file, record, drop_range);
+  file.lock.lock();
+  file.cut = {};
+  file.read_ahead.reset();
+  file.wake(0, UINT32_MAX);
+  uint64_t new_size = file.size.load();
+  file.lock.unlock();
+  if (record.empty() || !sound) co_return sound ? 0 : EIO;
+  if (cut.asked_end == UINT64_MAX) {
+    // A truncation leaves part of a page: from there on it must read as zeros if the file grows again, and if it has
+    // grown.
+    uint64_t edge = std::min(old_size, new_size);
+    co_return co_await zero_edge(cache, lane, file, edge, end_of_page(edge));
+  }
+  uint64_t end = std::min(cut.asked_end, new_size);
+  int error = co_await zero_edge(cache, lane, file, cut.asked_offset, std::min(end_of_page(cut.asked_offset), end));
+  if (error == 0 && cut.end >= end_of_page(cut.asked_offset))
+    error = co_await zero_edge(cache, lane, file, cut.end, end);
+  co_return error;
+}
+
+Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size) {
+  co_await enter_writer(lane, file);
+  Writing writing(file);
+  int error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
+  if (error != 0) co_return error;
+  if (!keep_size && offset + bytes > file.size.load()) error = co_await extend_size(cache, lane, file, offset + bytes);
+  file.lock.lock();
+  touch_locked(file);
+  file.lock.unlock();
+  co_return error;
+}
+
+}  // namespace extmem::cache

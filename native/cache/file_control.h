@@ -1,0 +1,32 @@
+// ② What the control plane and the calls that promise durability do with a file: install, record, fsync, cut.
+#pragma once
+
+#include <span>
+
+#include "base/task.h"
+#include "cache/page_cache.h"
+
+namespace extmem::cache {
+
+/// Makes the file known, or gives it a new mode and record. Cached pages go when the record is another's (a newer
+/// change counter). 0, or EINVAL when the record is not sound or names unknown regions.
+int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<const uint8_t> record);
+
+std::vector<uint8_t> record_of(File& file);
+
+/// fsync, and close after writes: data at the appliances, the record beside the first region and with the manager; with
+/// the manager dead (ENOTCONN) the one beside the region must do. 0 or EIO. owner: lock owner at close.
+Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner);
+
+/// Before the manager frees a range: the file's writers finish, nobody becomes one, and nothing in the range is filled
+/// or flushed until end_cut. The record taken in between is the one that counts.
+Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end);
+
+/// The manager's new record (empty: the cut did not happen). Partial pages at the edges are zeroed; a truncation sets
+/// the size.
+Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record);
+
+/// Room for a range, without writing (fallocate). keep_size as FALLOC_FL_KEEP_SIZE. 0 or an errno.
+Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size);
+
+}  // namespace extmem::cache

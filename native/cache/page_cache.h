@@ -1,0 +1,158 @@
+// ② The page cache of one mount: the files, the frames, and the checked transitions of pages. What takes time (reading,
+// writing back, cutting) are coroutines in reader, writer, flusher and cutter; here nothing waits.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/trace.h"
+#include "cache/file.h"
+#include "cache/frame_pool.h"
+#include "extent/control_plane.h"
+#include "extent/slab_allocator.h"
+#include "fabric/transport.h"
+
+namespace extmem::cache {
+
+/// One request spans at most this many pages (1 MiB, unaligned).
+inline constexpr uint32_t kRequestPages = protocol::kMaxIoBytes / protocol::kPageBytes + 1;
+
+/// Counted by one reactor, read by anybody.
+struct LaneCounters {
+  std::atomic<uint64_t> hits{0}, misses{0}, fills{0}, prefetched{0}, prefetch_hits{0}, prefetch_wasted{0}, evictions{0},
+      writebacks{0}, written_back_pages{0}, failed_pages{0}, throttled{0}, direct_reads{0}, direct_writes{0},
+      shared_reads{0}, shared_writes{0};
+  static void add(std::atomic<uint64_t>& counter, uint64_t amount = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+  }
+};
+
+class BackgroundFlusher;
+
+/// What a reactor brings to every operation: itself, its fabric, its counters.
+struct Lane {
+  Reactor& reactor;
+  fabric::Fabric& fabric;
+  BackgroundFlusher* flusher = nullptr;
+  LaneCounters counters;
+};
+
+/// References to frames; they stay as they are until released.
+class PinnedPages {
+ public:
+  explicit PinnedPages(FramePool& frames) : frames_(&frames) {}
+  PinnedPages(const PinnedPages&) = delete;
+  PinnedPages& operator=(const PinnedPages&) = delete;
+  ~PinnedPages() { release(); }
+  void add(uint32_t frame) { list_[count_++] = frame; }
+  void release() {
+    for (uint32_t index = 0; index < count_; ++index) frames_->release(list_[index]);
+    count_ = 0;
+  }
+  uint32_t count() const { return count_; }
+  uint32_t operator[](uint32_t index) const { return list_[index]; }
+
+ private:
+  FramePool* frames_;
+  uint32_t count_ = 0;
+  std::array<uint32_t, kRequestPages> list_;
+};
+
+class PageCache {
+ public:
+  struct Options {
+    uint64_t cache_bytes = 256ull << 20;
+    uint64_t dirty_bytes = 128ull << 20;
+    uint64_t appliance_dirty_bytes = 64ull << 20;
+    uint32_t read_ahead_pages = 1024;
+    uint64_t flush_age_ns = 100'000'000;
+  };
+  PageCache(const Options& options, fabric::Directory& directory, extent::ControlPlane& control_plane);
+  ~PageCache();
+
+  // Files. find() and make() take a reference; put_file() drops it. A file lives while it is referenced, and while it
+  // is registered.
+  File* find_file(uint64_t node);
+  File& make_file(uint64_t node);
+  void put_file(File& file);
+  void forget_file(uint64_t node);
+  std::vector<File*> all_files();  ///< each with a reference
+
+  // Pages; the File's lock is held for all of these.
+  /// Pins [first, first+count) if every page is there; else pins nothing.
+  bool pin_locked(File& file, uint32_t first, uint32_t count, PinnedPages& pins);
+  void set_state_locked(File& file, uint32_t page, uint32_t frame, PageState to);
+  /// Takes a page out of the cache; it must not be filling or being written.
+  void drop_locked(File& file, uint32_t page, uint32_t frame);
+  /// A page becomes dirty for that appliance, whatever it was (not while filling).
+  void dirty_locked(File& file, uint32_t page, uint32_t frame, const fabric::Region* region);
+  /// Counts a page that became redirtied (its state is set already).
+  void redirtied_locked(File& file, uint32_t page, uint32_t frame);
+  /// A dirty page is handed to write-back / comes back from it. The frame that was sent may have been replaced
+  /// meanwhile.
+  void begin_writing_locked(File& file, uint32_t page, uint32_t frame);
+  /// lost: its region is gone for good, and so is the page. Answers whether this is a failure that errseq does not have
+  /// yet.
+  enum class WriteBack : uint8_t { done, failed, lost };
+  bool end_writing_locked(File& file, uint32_t page, uint32_t sent_frame, WriteBack outcome);
+
+  /// A frame with one reference, by eviction if need be; 0: everything is dirty or in use.
+  uint32_t take_frame(Lane& lane);
+  /// Drops the clean pages of [first, last]; returns how many.
+  uint32_t drop_clean(File& file, uint32_t first, uint32_t last);
+  /// Drops everything, dirty pages too (their data is lost on purpose). Pages in flight stay.
+  void discard(File& file);
+
+  uint64_t dirty_bytes() const { return dirty_pages_.load(std::memory_order_relaxed) * kPageBytes; }
+
+  const Options& options() const { return options_; }
+  FramePool& frames() { return frames_; }
+  extent::SlabAllocator& slabs() { return slabs_; }
+  fabric::Directory& directory() { return directory_; }
+  extent::ControlPlane& control_plane() { return control_plane_; }
+  std::atomic<bool> provisioning{false};  ///< a request for more room is under way
+
+ private:
+  bool evict_one(Lane& lane);
+  void count_dirty_locked(File& file, uint32_t page, const Frame& meta);
+  void uncount_dirty_locked(File& file, uint32_t page, const Frame& meta);
+
+  Options options_;
+  fabric::Directory& directory_;
+  extent::ControlPlane& control_plane_;
+  FramePool frames_;
+  extent::SlabAllocator slabs_;
+  std::vector<fabric::Appliance*> appliances_by_index_;
+  std::atomic<uint64_t> dirty_pages_{0};
+
+  std::mutex files_lock_;  // guards the two below; taken before no other lock but read under the pool's by index (see
+                           // evict_one)
+  std::unordered_map<uint64_t, File*> files_;
+  static constexpr uint32_t kFileBlock = 1024;
+  std::array<std::atomic<std::atomic<File*>*>, 16384> file_blocks_{};  // File by index
+  std::vector<uint32_t> free_indexes_;
+  uint32_t next_index_ = 1;
+
+  File* file_at(uint32_t index) {
+    return file_blocks_[index / kFileBlock].load(std::memory_order_acquire)[index % kFileBlock].load(
+        std::memory_order_acquire);
+  }
+  void destroy(File& file);
+};
+
+/// First page of a byte range, and how many pages it touches.
+inline uint32_t page_of(uint64_t offset) { return static_cast<uint32_t>(offset / kPageBytes); }
+inline uint32_t pages_spanned(uint64_t offset, uint64_t bytes) {
+  return bytes == 0 ? 0 : page_of(offset + bytes - 1) - page_of(offset) + 1;
+}
+
+/// Status of an operation → errno of the call that waited for it.
+int errno_of(fabric::Status status);
+
+}  // namespace extmem::cache

@@ -1,0 +1,259 @@
+#include "cache/reader.h"
+
+#include <errno.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace extmem::cache {
+
+namespace {
+
+constexpr uint32_t kOperationsPerRound = 12;
+
+/// The pages that one call has taken upon itself to fill, and the operations that do it.
+struct FillPlan {
+  uint32_t page_count = 0;
+  std::array<uint32_t, kRequestPages> pages;
+  std::array<uint32_t, kRequestPages> frames;
+  std::array<bool, kRequestPages> failed{};
+  bool others_are_filling = false;
+  bool in_cut = false;
+};
+
+/// Marks the absent pages of the range as being filled by us. `spare` frames are consumed from the front.
+void claim_pages_locked(PageCache& cache, File& file, uint32_t first, uint32_t count,
+                        std::array<uint32_t, kRequestPages>& spare, uint32_t& spare_count, FillPlan& plan) {
+  for (uint32_t page = first; page < first + count; ++page) {
+    uint32_t frame = file.frame_at(page);
+    if (frame != 0) {
+      plan.others_are_filling |= cache.frames()[frame].state == PageState::filling;
+      continue;
+    }
+    if (spare_count == 0) continue;
+    frame = spare[--spare_count];
+    cache.set_state_locked(file, page, frame, PageState::filling);
+    cache.frames()[frame].references.fetch_add(1, std::memory_order_relaxed);  // the filler's own
+    file.set_frame(page, frame);
+    plan.pages[plan.page_count] = page;
+    plan.frames[plan.page_count++] = frame;
+  }
+}
+
+/// One operation for as many of the plan's pages from `at` on as lie together in one region. Returns how many pages;
+/// operation.region stays null for a hole, whose frames are zeroed here.
+uint32_t plan_operation(PageCache& cache, File& file, const FillPlan& plan, uint32_t at, fabric::Operation& operation,
+                        iovec* segments) {
+  uint32_t run = 1;
+  while (at + run < plan.page_count && plan.pages[at + run] == plan.pages[at] + run && run < kRequestPages - 1) ++run;
+  file.lock.lock();
+  auto piece = file.extents.resolve(plan.pages[at] * kPageBytes, run * kPageBytes);
+  file.lock.unlock();
+  run = std::min<uint32_t>(run, std::max<uint64_t>(piece.length / kPageBytes, 1));
+  trace::mark(trace::Point::extent_resolve, plan.pages[at] * kPageBytes);
+  if (piece.region == nullptr) {
+    for (uint32_t index = 0; index < run; ++index)
+      std::memset(cache.frames().data(plan.frames[at + index]), 0, kPageBytes);
+    return run;
+  }
+  for (uint32_t index = 0; index < run; ++index) {
+    segments[index] = {cache.frames().data(plan.frames[at + index]), kPageBytes};
+  }
+  operation.op = fabric::Op::read;
+  operation.region = piece.region;
+  operation.offset = piece.region_offset;
+  operation.segments = segments;
+  operation.segment_count = run;
+  operation.bytes = static_cast<uint32_t>(run * kPageBytes);
+  return run;
+}
+
+/// Bytes beyond the end of the file are zeros, whatever the region holds there (an earlier, longer life of the file).
+void clear_beyond_end_locked(PageCache& cache, const File& file, uint32_t page, uint32_t frame) {
+  uint64_t size = file.size.load(std::memory_order_relaxed);
+  uint64_t start = page * kPageBytes;
+  if (start + kPageBytes <= size) return;
+  uint64_t keep = size > start ? size - start : 0;
+  std::memset(cache.frames().data(frame) + keep, 0, kPageBytes - keep);
+}
+
+/// False: the page is absent again (it failed, or a direct write overtook the fill).
+bool finish_page_locked(PageCache& cache, File& file, uint32_t page, uint32_t frame, bool failed, bool cold) {
+  FramePool& frames = cache.frames();
+  if (failed || (frames[frame].flags.load() & Frame::kStale) != 0) {
+    cache.set_state_locked(file, page, frame, PageState::absent);
+    file.set_frame(page, 0);
+    frames.release(frame);
+    return false;
+  }
+  clear_beyond_end_locked(cache, file, page, frame);
+  cache.set_state_locked(file, page, frame, PageState::clean);
+  frames.list(frame, cold ? FramePool::End::cold : FramePool::End::hot);
+  return true;
+}
+
+/// Frames for the range, outside the file's lock because taking them may evict pages of any file.
+uint32_t take_spare_frames(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count,
+                           std::array<uint32_t, kRequestPages>& spare) {
+  uint32_t wanted = 0;
+  file.lock.lock();
+  for (uint32_t page = first; page < first + count; ++page) wanted += file.frame_at(page) == 0 ? 1 : 0;
+  file.lock.unlock();
+  uint32_t taken = 0;
+  while (taken < wanted) {
+    uint32_t frame = cache.take_frame(lane);
+    if (frame == 0) break;
+    spare[taken++] = frame;
+  }
+  return taken;
+}
+
+Task<int> run_fill(PageCache& cache, Lane& lane, File& file, FillPlan& plan) {
+  int error = 0;
+  std::array<iovec, kRequestPages> segments;
+  for (uint32_t at = 0; at < plan.page_count;) {
+    std::array<fabric::Operation, kOperationsPerRound> operations{};
+    std::array<uint32_t, kOperationsPerRound> starts;
+    std::array<uint32_t, kOperationsPerRound> runs;
+    uint32_t round = 0;
+    fabric::Batch batch(lane.fabric);
+    for (; round < kOperationsPerRound && at < plan.page_count; ++round) {
+      starts[round] = at;
+      runs[round] = plan_operation(cache, file, plan, at, operations[round], &segments[at]);
+      at += runs[round];
+      if (operations[round].region != nullptr) batch.submit(operations[round]);
+    }
+    co_await batch;
+    for (uint32_t index = 0; index < round; ++index) {
+      if (operations[index].region == nullptr || operations[index].status == fabric::Status::ok) continue;
+      error = errno_of(operations[index].status);
+      for (uint32_t page = 0; page < runs[index]; ++page) plan.failed[starts[index] + page] = true;
+    }
+  }
+  co_return error;
+}
+
+Detached fetch_ahead(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count) {
+  PinnedPages pins(cache.frames());
+  co_await fill_pages(cache, lane, file, first, count, Reuse::ours, false, pins);
+  for (uint32_t index = 0; index < pins.count(); ++index)
+    cache.frames()[pins[index]].flags.fetch_or(Frame::kPrefetched);
+  lane.counters.add(lane.counters.prefetched, pins.count());
+  pins.release();
+  cache.put_file(file);
+}
+
+}  // namespace
+
+bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, PinnedPages& pins) {
+  uint32_t first = page_of(offset);
+  uint32_t count = pages_spanned(offset, bytes);
+  file.lock.lock();
+  bool hit = cache.pin_locked(file, first, count, pins);
+  file.lock.unlock();
+  if (!hit) return false;
+  for (uint32_t index = 0; index < count; ++index) {
+    auto& flags = cache.frames()[pins[index]].flags;
+    uint8_t seen = flags.load(std::memory_order_relaxed);
+    if ((seen & Frame::kPrefetched) != 0) {
+      flags.fetch_and(static_cast<uint8_t>(~Frame::kPrefetched), std::memory_order_relaxed);
+      lane.counters.add(lane.counters.prefetch_hits);
+    } else if ((seen & Frame::kReferenced) == 0) {
+      flags.fetch_or(Frame::kReferenced, std::memory_order_relaxed);
+    }
+  }
+  lane.counters.add(lane.counters.hits, count);
+  trace::mark(trace::Point::cache_hit, offset);
+  return true;
+}
+
+Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, Reuse reuse,
+                     PinnedPages& pins) {
+  uint32_t first = page_of(offset);
+  uint32_t count = pages_spanned(offset, bytes);
+  trace::mark(trace::Point::cache_miss, offset);
+  lane.counters.add(lane.counters.misses, count);
+  constexpr int kRounds = 64;  // a page may be cut or evicted between fill and pin; not for ever
+  for (int round = 0; round < kRounds; ++round) {
+    PinnedPages filled(cache.frames());
+    int error = co_await fill_pages(cache, lane, file, first, count, reuse, true, filled);
+    if (error != 0) co_return error;
+    file.lock.lock();
+    bool hit = cache.pin_locked(file, first, count, pins);
+    file.lock.unlock();
+    if (hit) co_return 0;
+  }
+  co_return EIO;
+}
+
+Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count, Reuse reuse, bool wait,
+                     PinnedPages& pins) {
+  FillPlan plan;
+  std::array<uint32_t, kRequestPages> spare;
+  uint32_t spare_count = take_spare_frames(cache, lane, file, first, count, spare);
+  PageWaiter waiter(lane.reactor, first, first + count - 1);
+  file.lock.lock();
+  plan.in_cut = file.cut.overlaps(first * kPageBytes, (uint64_t{first} + count) * kPageBytes);
+  if (!plan.in_cut) {
+    claim_pages_locked(cache, file, first, count, spare, spare_count, plan);
+  } else if (wait) {
+    file.enlist(waiter);
+  }
+  file.lock.unlock();
+  while (spare_count > 0) cache.frames().release(spare[--spare_count]);
+  if (plan.in_cut) {
+    if (wait) co_await waiter;
+    co_return 0;
+  }
+  if (plan.page_count == 0 && !plan.others_are_filling) {
+    // No frame to be had: everything is dirty. Let write-back go on, then try again.
+    if (wait) co_await Sleep(lane.reactor, 1'000'000);
+    co_return 0;
+  }
+
+  int error = co_await run_fill(cache, lane, file, plan);
+  lane.counters.add(lane.counters.fills, plan.page_count);
+  file.lock.lock();
+  for (uint32_t index = 0; index < plan.page_count; ++index) {
+    bool cold = reuse == Reuse::kernel_keeps;
+    if (finish_page_locked(cache, file, plan.pages[index], plan.frames[index], plan.failed[index], cold)) {
+      pins.add(plan.frames[index]);
+    } else {
+      cache.frames().release(plan.frames[index]);
+    }
+  }
+  file.wake(first, first + count - 1);
+  if (error == 0 && wait && plan.others_are_filling) {
+    bool still = false;
+    for (uint32_t page = first; page < first + count; ++page) {
+      uint32_t frame = file.frame_at(page);
+      still |= frame != 0 && cache.frames()[frame].state == PageState::filling;
+    }
+    if (still) file.enlist(waiter);
+    file.lock.unlock();
+    if (still) co_await waiter;
+    co_return 0;
+  }
+  file.lock.unlock();
+  co_return error;
+}
+
+void read_ahead(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
+  uint64_t size_pages = (file.size.load(std::memory_order_relaxed) + kPageBytes - 1) / kPageBytes;
+  file.lock.lock();
+  auto window = file.read_ahead.advise(page_of(offset), pages_spanned(offset, bytes), cache.options().read_ahead_pages);
+  file.lock.unlock();
+  // Never at the cost of what was asked for: only while there are free frames or clean ones to spare.
+  for (uint32_t index = 0; index < window.count; ++index) {
+    uint64_t first = window.first + static_cast<uint64_t>(window.stride * static_cast<int64_t>(index));
+    uint64_t end = std::min<uint64_t>(first + window.length, size_pages);
+    while (first < end) {
+      auto count = static_cast<uint32_t>(std::min<uint64_t>(end - first, kRequestPages - 1));
+      file.references.fetch_add(1);
+      fetch_ahead(cache, lane, file, static_cast<uint32_t>(first), count);
+      first += count;
+    }
+  }
+}
+
+}  // namespace extmem::cache

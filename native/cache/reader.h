@@ -1,0 +1,30 @@
+// ② Reading: pages are pinned when they are here; else filled from their appliances, each once however many wait for
+// it, and what read-ahead predicts is fetched beside them.
+#pragma once
+
+#include "base/task.h"
+#include "cache/page_cache.h"
+
+namespace extmem::cache {
+
+/// How a page enters the LRU. Through the kernel's page cache: cold, for the kernel keeps what it was just given.
+enum class Reuse : uint8_t { kernel_keeps, ours };
+
+/// Without waiting: true when every page of the range was here and is now pinned.
+bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, PinnedPages& pins);
+
+/// Pins the pages of [offset, offset+bytes), which lies within the file's size. Answers 0 or an errno; at most 257
+/// pages.
+Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, Reuse reuse,
+                     PinnedPages& pins);
+
+/// Fetches what read-ahead predicts after this request; runs on by itself.
+void read_ahead(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes);
+
+/// Fills the absent pages of [first, first+count) and pins what was filled by this call (so that it cannot be evicted
+/// before it is used). Waits for pages that others are filling if `wait`. 0, or the errno of a page that could not be
+/// read.
+Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count, Reuse reuse, bool wait,
+                     PinnedPages& pins);
+
+}  // namespace extmem::cache

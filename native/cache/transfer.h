@@ -1,0 +1,13 @@
+// Bytes straight between memory of ours and a file's regions, past the page cache.
+#pragma once
+
+#include "base/task.h"
+#include "cache/page_cache.h"
+
+namespace extmem::cache {
+
+/// Reads or writes the range piece by piece, several at once. A hole reads as zeros; writing into one is EIO. 0 or an
+/// errno.
+Task<int> transfer(Lane& lane, File& file, fabric::Op op, uint64_t offset, std::byte* data, uint32_t bytes);
+
+}  // namespace extmem::cache

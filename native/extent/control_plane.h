@@ -1,0 +1,56 @@
+// What the data path asks of TypeScript, rarely, as awaitables: room, and that the manager learns something.
+#pragma once
+
+#include <coroutine>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/reactor.h"
+
+namespace extmem::extent {
+
+/// One question; `co_await call` resumes on the same reactor when it was answered. Lives in the asker's frame.
+struct ControlCall final : Message {
+  enum class Kind : uint8_t { commit, provision, extend, wrote };
+
+  Kind kind = Kind::commit;
+  uint64_t node = 0;
+  uint64_t offset = 0;          ///< wrote
+  uint64_t bytes = 0;           ///< wrote, provision
+  uint64_t mtime_ns = 0;        ///< wrote
+  uint64_t lock_owner = 0;      ///< commit at close: whose POSIX locks go
+  bool closing = false;         ///< commit at close
+  std::vector<uint8_t> record;  ///< commit and extend: ours; when answered, extend: the manager's
+
+  int error = 0;  ///< the answer, a positive errno
+
+  ControlCall(class ControlPlane& plane, Reactor& reactor) : plane_(plane), reactor_(reactor) {}
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> handle);
+  int await_resume() const noexcept { return error; }
+  void run() override { handle_.resume(); }
+  /// Any thread, once.
+  void answered() { reactor_.post(*this); }
+
+ private:
+  ControlPlane& plane_;
+  Reactor& reactor_;
+  std::coroutine_handle<> handle_;
+};
+
+class ControlPlane {
+ public:
+  /// Any reactor. The answer comes by ControlCall::answered(); always, also when everything is being shut down.
+  virtual void ask(ControlCall& call) = 0;
+
+ protected:
+  ~ControlPlane() = default;
+};
+
+inline void ControlCall::await_suspend(std::coroutine_handle<> handle) {
+  handle_ = handle;
+  plane_.ask(*this);
+}
+
+}  // namespace extmem::extent

@@ -1,0 +1,75 @@
+// ③ Where a file's bytes are: allocation offset → (region, offset). Extents are sorted, do not overlap, and may leave
+// holes, which read as zeros. A map has no lock of its own: its owner (cache::File) guards it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/protocol.h"
+#include "fabric/transport.h"
+
+namespace extmem::extent {
+
+using protocol::LayoutKind;
+
+/// A piece of a region; how long it is, the extent says.
+struct Member {
+  fabric::Region* region;
+  uint64_t offset;
+};
+
+/// Byte b of it lives in member (b / unit) mod member_count, at offset (b / unit / member_count) * unit + b mod unit.
+struct Extent {
+  uint64_t file_offset;
+  uint64_t length;
+  uint32_t unit;
+  LayoutKind kind;
+  uint16_t member_count;
+  uint32_t first_member;  // in the map's member table
+
+  uint64_t end() const { return file_offset + length; }
+};
+
+/// The longest contiguous stretch at a file offset: in one region, or (region null) a hole.
+struct Piece {
+  fabric::Region* region;
+  uint64_t region_offset;
+  uint64_t length;
+};
+
+class ExtentMap {
+ public:
+  /// At most max_length bytes from file_offset on.
+  Piece resolve(uint64_t file_offset, uint64_t max_length) const;
+  /// Takes a place that is a hole now.
+  void insert(uint64_t file_offset, uint64_t length, uint32_t unit, LayoutKind kind, std::span<const Member> members);
+  /// Takes back what insert() put at this offset.
+  void erase(uint64_t file_offset);
+  void clear();
+
+  /// First byte at or after offset that is in a hole / in an extent; nullopt: there is none.
+  uint64_t next_hole(uint64_t offset) const;
+  std::optional<uint64_t> next_data(uint64_t offset) const;
+
+  uint64_t allocated_bytes() const { return allocated_bytes_; }
+  /// End of the last extent; 0 when there is none.
+  uint64_t end() const { return extents_.empty() ? 0 : extents_.back().end(); }
+  std::span<const Extent> extents() const { return extents_; }
+  std::span<const Member> members(const Extent& extent) const {
+    return std::span(members_).subspan(extent.first_member, extent.member_count);
+  }
+
+ private:
+  size_t find(uint64_t file_offset) const;  // index of the first extent that ends after file_offset
+
+  std::vector<Extent> extents_;
+  std::vector<Member> members_;
+  uint64_t allocated_bytes_ = 0;
+};
+
+/// Bytes that each member of an extent must have.
+uint64_t member_bytes(uint64_t length, uint32_t unit, uint16_t member_count);
+
+}  // namespace extmem::extent

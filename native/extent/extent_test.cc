@@ -1,0 +1,163 @@
+// Extents, slabs, growth and records, without any appliance: regions are only named here.
+#include <doctest/doctest.h>
+
+#include <random>
+
+#include "extent/file_record.h"
+#include "extent/growth.h"
+
+namespace extmem::extent {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+struct Pool {
+  explicit Pool(unsigned appliances, uint64_t bytes_each) {
+    for (unsigned index = 0; index < appliances; ++index) {
+      auto& appliance = directory.put_appliance("appliance" + std::to_string(index), "", "127.0.0.1", 1, "", 1);
+      slabs.add_region(directory.put_region(index + 1, bytes_each, appliance, {}), {});
+    }
+  }
+  fabric::Directory directory;
+  SlabAllocator slabs;
+};
+
+FileAttributes file(uint64_t ino, LayoutKind layout = LayoutKind::stripe) {
+  FileAttributes attributes;
+  attributes.ino = ino;
+  attributes.layout = layout;
+  return attributes;
+}
+
+TEST_CASE("a striped extent visits its members unit by unit") {
+  Pool pool(2, 64 * kMiB);
+  ExtentMap map;
+  Member members[] = {{pool.directory.find_region(1), 4 * kMiB}, {pool.directory.find_region(2), 8 * kMiB}};
+  map.insert(2 * kMiB, 8 * kMiB, 2 * kMiB, LayoutKind::stripe, members);
+  auto piece = map.resolve(2 * kMiB + 5, 16 * kMiB);
+  CHECK(piece.region->id == 1);
+  CHECK(piece.region_offset == 4 * kMiB + 5);
+  CHECK(piece.length == 2 * kMiB - 5);
+  piece = map.resolve(8 * kMiB, kMiB);  // fourth unit: second of member 2
+  CHECK(piece.region->id == 2);
+  CHECK(piece.region_offset == 10 * kMiB);
+  CHECK(map.resolve(0, 16 * kMiB).region == nullptr);
+  CHECK(map.resolve(0, 16 * kMiB).length == 2 * kMiB);
+  CHECK(map.resolve(10 * kMiB, 16 * kMiB).region == nullptr);
+}
+
+TEST_CASE("holes and data are found where they are") {
+  Pool pool(1, 64 * kMiB);
+  ExtentMap map;
+  Member member{pool.directory.find_region(1), 0};
+  map.insert(4096, 4096, 4096, LayoutKind::concat, {&member, 1});
+  map.insert(8192, 4096, 4096, LayoutKind::concat, {&member, 1});
+  CHECK(map.next_hole(0) == 0);
+  CHECK(map.next_hole(5000) == 12288);
+  CHECK(map.next_data(0) == 4096);
+  CHECK(map.next_data(9000) == 9000);
+  CHECK_FALSE(map.next_data(12288).has_value());
+}
+
+TEST_CASE("a file of one page takes one page") {
+  Pool pool(2, 64 * kMiB);
+  ExtentMap map;
+  uint64_t before = pool.slabs.free_bytes();
+  REQUIRE(grow(map, file(3), {0, 4096, false}, pool.slabs));
+  CHECK(map.allocated_bytes() == 4096);
+  CHECK(before - pool.slabs.free_bytes() == 4096);
+}
+
+TEST_CASE("a growing file needs few extents and at most an eighth more than it uses") {
+  Pool pool(2, 1024 * kMiB);
+  ExtentMap map;
+  for (uint64_t at = 0; at < 1024 * kMiB; at += kMiB) REQUIRE(grow(map, file(1), {at, at + kMiB, false}, pool.slabs));
+  CHECK(map.extents().size() < 64);
+  CHECK(map.allocated_bytes() <= 1024 * kMiB + 128 * kMiB + 4 * kMiB);
+}
+
+TEST_CASE("stripes use every appliance alike, to a unit") {
+  Pool pool(4, 256 * kMiB);
+  ExtentMap map;
+  REQUIRE(grow(map, file(1), {0, 256 * kMiB, false}, pool.slabs));
+  std::array<uint64_t, 5> bytes{};
+  for (uint64_t at = 0; at < 256 * kMiB; at += 2 * kMiB) bytes[map.resolve(at, 1).region->id] += 2 * kMiB;
+  for (unsigned region = 1; region <= 4; ++region) {
+    CHECK(bytes[region] >= 62 * kMiB);
+    CHECK(bytes[region] <= 66 * kMiB);
+  }
+}
+
+TEST_CASE("growth that does not fit leaves everything as it was") {
+  Pool pool(2, 4 * kMiB);
+  ExtentMap map;
+  REQUIRE(grow(map, file(1), {0, kMiB, true}, pool.slabs));
+  uint64_t free_before = pool.slabs.free_bytes();
+  uint64_t allocated_before = map.allocated_bytes();
+  CHECK_FALSE(grow(map, file(1), {kMiB, 64 * kMiB, true}, pool.slabs));
+  CHECK(pool.slabs.free_bytes() == free_before);
+  CHECK(map.allocated_bytes() == allocated_before);
+}
+
+TEST_CASE("the last scraps of the pool can be used") {
+  Pool pool(2, kMiB);
+  ExtentMap map;
+  uint64_t at = 0;
+  while (grow(map, file(1), {at, at + 4096, true}, pool.slabs)) at += 4096;
+  CHECK(at == 2 * kMiB);
+  CHECK(pool.slabs.free_bytes() == 0);
+}
+
+TEST_CASE("freed pieces join and are carved again") {
+  Pool pool(1, 4 * kMiB);
+  auto* appliance = pool.directory.appliances()[0];
+  auto first = pool.slabs.allocate(*appliance, kMiB);
+  auto second = pool.slabs.allocate(*appliance, kMiB);
+  REQUIRE((first && second));
+  CHECK_FALSE(pool.slabs.allocate(*appliance, 4 * kMiB));
+  pool.slabs.free(1, first->offset, kMiB);
+  pool.slabs.free(1, second->offset, kMiB);
+  CHECK(pool.slabs.allocate(*appliance, 4 * kMiB));
+}
+
+TEST_CASE("a region is provisioned without what is used of it") {
+  fabric::Directory directory;
+  auto& appliance = directory.put_appliance("a", "", "127.0.0.1", 1, "", 1);
+  SlabAllocator slabs;
+  std::pair<uint64_t, uint64_t> used[] = {{kMiB, kMiB}, {0, 4096}};
+  slabs.add_region(directory.put_region(9, 4 * kMiB, appliance, {}), used);
+  CHECK(slabs.free_bytes() == 3 * kMiB - 4096);
+  CHECK(slabs.allocate(appliance, 2 * kMiB)->offset == 2 * kMiB);
+  CHECK(slabs.allocate(appliance, kMiB - 4096)->offset == 4096);
+}
+
+TEST_CASE("a record survives the round trip, and no flipped bit does") {
+  Pool pool(2, 256 * kMiB);
+  ExtentMap map;
+  auto attributes = file(77);
+  attributes.size = 100 * kMiB + 17;
+  attributes.mtime_ns = 1234567890123456789;
+  attributes.change = 42;
+  REQUIRE(grow(map, attributes, {0, 101 * kMiB, false}, pool.slabs));
+  auto record = encode_record(attributes, map);
+  FileAttributes decoded;
+  ExtentMap extents;
+  REQUIRE(decode_record(record, pool.directory, decoded, extents));
+  CHECK(decoded.size == attributes.size);
+  CHECK(decoded.mtime_ns == attributes.mtime_ns);
+  CHECK(decoded.change == 42);
+  for (uint64_t at = 0; at < 101 * kMiB; at += 4096) {
+    auto left = map.resolve(at, 1);
+    auto right = extents.resolve(at, 1);
+    REQUIRE((left.region == right.region && left.region_offset == right.region_offset));
+  }
+  std::mt19937 random(1);
+  for (int round = 0; round < 200; ++round) {
+    auto broken = record;
+    broken[random() % broken.size()] ^= static_cast<uint8_t>(1u << random() % 8);
+    CHECK_FALSE(decode_record(broken, pool.directory, decoded, extents));
+  }
+}
+
+}  // namespace
+}  // namespace extmem::extent

@@ -1,0 +1,118 @@
+#include "extent/file_record.h"
+
+#include <cstring>
+
+namespace extmem::extent {
+
+namespace {
+
+using protocol::ExtentHeader;
+using protocol::ExtentMember;
+using protocol::RecordHeader;
+
+/// CRC-32 (IEEE 802.3, reflected), as zlib's crc32().
+uint32_t crc32(std::span<const uint8_t> bytes) {
+  static const auto table = [] {
+    std::array<uint32_t, 256> entries{};
+    for (uint32_t index = 0; index < 256; ++index) {
+      uint32_t value = index;
+      for (int bit = 0; bit < 8; ++bit) value = (value >> 1) ^ ((value & 1) != 0 ? 0xEDB88320u : 0u);
+      entries[index] = value;
+    }
+    return entries;
+  }();
+  uint32_t crc = ~0u;
+  for (uint8_t byte : bytes) crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8);
+  return ~crc;
+}
+
+template <typename Struct>
+void append(std::vector<uint8_t>& bytes, const Struct& value) {
+  const auto* raw = reinterpret_cast<const uint8_t*>(&value);
+  bytes.insert(bytes.end(), raw, raw + sizeof value);
+}
+
+template <typename Struct>
+bool take(std::span<const uint8_t>& bytes, Struct& value) {
+  if (bytes.size() < sizeof value) return false;
+  std::memcpy(&value, bytes.data(), sizeof value);
+  bytes = bytes.subspan(sizeof value);
+  return true;
+}
+
+bool take_extent(std::span<const uint8_t>& bytes, fabric::Directory& directory, ExtentMap& extents) {
+  ExtentHeader header;
+  if (!take(bytes, header)) return false;
+  bool sound = header.length > 0 && header.member_count > 0 && header.member_count <= protocol::kMaxLayoutMembers &&
+               header.file_offset >= extents.end() && header.file_offset + header.length > header.file_offset &&
+               (header.member_count == 1 || header.unit > 0);
+  if (!sound) return false;
+  std::array<Member, protocol::kMaxLayoutMembers> members;
+  uint64_t needed = member_bytes(header.length, header.unit, header.member_count);
+  for (unsigned index = 0; index < header.member_count; ++index) {
+    ExtentMember member;
+    if (!take(bytes, member)) return false;
+    fabric::Region* region = directory.find_region(member.region);
+    if (region == nullptr || member.offset > region->bytes || needed > region->bytes - member.offset) return false;
+    members[index] = {region, member.offset};
+  }
+  extents.insert(header.file_offset, header.length, header.unit, static_cast<LayoutKind>(header.kind),
+                 std::span(members).first(header.member_count));
+  return true;
+}
+
+}  // namespace
+
+std::vector<uint8_t> encode_record(const FileAttributes& attributes, const ExtentMap& extents) {
+  std::vector<uint8_t> bytes;
+  RecordHeader header{.magic = protocol::kRecordMagic,
+                      .version = protocol::kRecordVersion,
+                      .layout = static_cast<uint16_t>(attributes.layout),
+                      .ino = attributes.ino,
+                      .size = attributes.size,
+                      .mtime_ns = attributes.mtime_ns,
+                      .ctime_ns = attributes.ctime_ns,
+                      .change = attributes.change,
+                      .stripe_unit = attributes.stripe_unit,
+                      .extent_count = static_cast<uint32_t>(extents.extents().size()),
+                      .crc = 0,
+                      .epoch = attributes.epoch};
+  append(bytes, header);
+  for (const Extent& extent : extents.extents()) {
+    append(bytes, ExtentHeader{extent.file_offset, extent.length, extent.unit, static_cast<uint16_t>(extent.kind),
+                               extent.member_count});
+    for (const Member& member : extents.members(extent)) append(bytes, ExtentMember{member.region->id, member.offset});
+  }
+  header.crc = crc32(bytes);
+  std::memcpy(bytes.data(), &header, sizeof header);
+  return bytes;
+}
+
+bool decode_record(std::span<const uint8_t> bytes, fabric::Directory& directory, FileAttributes& attributes,
+                   ExtentMap& extents) {
+  std::vector<uint8_t> copy(bytes.begin(), bytes.end());
+  RecordHeader header;
+  std::span<const uint8_t> rest = bytes;
+  if (!take(rest, header) || header.magic != protocol::kRecordMagic || header.version != protocol::kRecordVersion) {
+    return false;
+  }
+  uint32_t crc = header.crc;
+  header.crc = 0;
+  std::memcpy(copy.data(), &header, sizeof header);
+  if (crc32(copy) != crc) return false;
+  attributes = {.ino = header.ino,
+                .size = header.size,
+                .mtime_ns = header.mtime_ns,
+                .ctime_ns = header.ctime_ns,
+                .change = header.change,
+                .layout = static_cast<LayoutKind>(header.layout),
+                .stripe_unit = header.stripe_unit,
+                .epoch = header.epoch};
+  extents.clear();
+  for (uint32_t index = 0; index < header.extent_count; ++index) {
+    if (!take_extent(rest, directory, extents)) return false;
+  }
+  return rest.empty();
+}
+
+}  // namespace extmem::extent

@@ -1,0 +1,104 @@
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/assert.h"
+#include "fabric/transport.h"
+
+namespace extmem::fabric {
+
+Directory::~Directory() {
+  auto close_descriptor = [](Region& region) {
+    if (int fd = region.shm_fd.exchange(-1); fd >= 0) close(fd);
+  };
+  for (auto& [id, region] : regions_) close_descriptor(*region);
+  for (auto& region : former_) close_descriptor(*region);
+}
+
+Appliance& Directory::put_appliance(const std::string& id, const std::string& host_id, const std::string& address,
+                                    uint16_t port, const std::string& link_name, uint64_t incarnation) {
+  std::lock_guard guard(lock_);
+  auto known = std::find_if(appliances_.begin(), appliances_.end(), [&](auto& one) { return one->id == id; });
+  if (known == appliances_.end()) {
+    auto fresh = std::make_unique<Appliance>();
+    fresh->id = id;
+    fresh->index = static_cast<uint32_t>(appliances_.size());
+    EXTMEM_ASSERT(fresh->index < kMaxAppliances);
+    by_index_[fresh->index].store(fresh.get(), std::memory_order_release);
+    appliances_.push_back(std::move(fresh));
+    known = std::prev(appliances_.end());
+  }
+  Appliance& appliance = **known;
+  bool restarted;
+  {
+    std::lock_guard appliance_guard(appliance.lock);
+    restarted = appliance.incarnation != 0 && appliance.incarnation != incarnation;
+    appliance.host_id = host_id;
+    appliance.address = address;
+    appliance.port = port;
+    appliance.link_name = link_name;
+    appliance.incarnation = incarnation;
+  }
+  if (restarted) {
+    for (auto& [region_id, region] : regions_) {
+      if (region->appliance == &appliance) region->state.store(RegionState::lost, std::memory_order_release);
+    }
+    // Told by somebody who knows: it is worth trying at once.
+    appliance.state.store(PeerState::idle, std::memory_order_release);
+  }
+  return appliance;
+}
+
+Region& Directory::put_region(uint64_t id, uint64_t bytes, Appliance& appliance,
+                              const protocol::Capability& capability) {
+  std::lock_guard guard(lock_);
+  std::lock_guard appliance_guard(appliance.lock);
+  auto& place = regions_[id];
+  if (place && place->appliance == &appliance && place->incarnation == appliance.incarnation &&
+      place->state.load(std::memory_order_acquire) == RegionState::live) {
+    place->capability = capability;
+    place->rights.store(capability.rights, std::memory_order_release);
+    // Reactors look at the size without a lock.
+    std::atomic_ref(place->bytes).store(bytes, std::memory_order_relaxed);
+    return *place;
+  }
+  if (place) {
+    place->state.store(RegionState::lost, std::memory_order_release);
+    former_.push_back(std::move(place));
+  }
+  place = std::make_unique<Region>();
+  place->id = id;
+  place->bytes = bytes;
+  place->appliance = &appliance;
+  place->incarnation = appliance.incarnation;
+  place->capability = capability;
+  place->rights.store(capability.rights, std::memory_order_release);
+  return *place;
+}
+
+void Directory::lose_region(uint64_t id) {
+  if (Region* region = find_region(id)) region->state.store(RegionState::lost, std::memory_order_release);
+}
+
+Region* Directory::find_region(uint64_t id) {
+  std::lock_guard guard(lock_);
+  auto found = regions_.find(id);
+  return found == regions_.end() ? nullptr : found->second.get();
+}
+
+Appliance* Directory::find_appliance(const std::string& id) {
+  std::lock_guard guard(lock_);
+  for (auto& appliance : appliances_) {
+    if (appliance->id == id) return appliance.get();
+  }
+  return nullptr;
+}
+
+std::vector<Appliance*> Directory::appliances() {
+  std::lock_guard guard(lock_);
+  std::vector<Appliance*> result;
+  for (auto& appliance : appliances_) result.push_back(appliance.get());
+  return result;
+}
+
+}  // namespace extmem::fabric

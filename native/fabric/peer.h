@@ -1,0 +1,99 @@
+// One appliance, as one reactor talks to it: the connection, what waits for it, the retry, the circuit breaker.
+// On the reactor's thread throughout.
+//
+// An operation has two attempts, the second on a new connection whose link_generation has fenced the first one's.
+// An appliance that was found down fails everything at once while it is probed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/reactor.h"
+#include "fabric/operation_list.h"
+#include "fabric/transport.h"
+#include "fabric/wire_connection.h"
+
+namespace extmem::fabric {
+
+class Peer final : public WireConnection::Owner, public Timer {
+ public:
+  Peer(Reactor& reactor, Appliance& appliance, const Fabric::Options& options);
+  ~Peer();
+
+  /// started_ns is set, expires_ns and attempts are not.
+  void submit(Operation& operation);
+  void close();
+  /// Severs the connection, as a network might (faults, tests).
+  void cut();
+  /// Why the last connection failed or was refused.
+  const std::string& reason() const { return reason_; }
+
+ private:
+  struct Place {
+    std::string address;
+    uint16_t port;
+    std::string link_name;
+    std::string host_id;
+    uint64_t incarnation;
+  };
+
+  void on_connected() override;
+  void on_lost(Status status, const std::string& reason) override;
+  void on_room() override;
+  void finish(Operation& operation, Status status) override;
+  void resubmit(Operation& operation) override;
+  void wake() override;
+  void on_timer() override;
+
+  void start(Operation& operation, uint64_t now);
+  void dispatch(Operation& operation, uint64_t now);
+  void hold(Operation& operation);
+  void lose_region(Operation& operation);
+  bool fail_fast(Operation& operation, uint64_t now);
+  bool newer_incarnation_known(const Region& region);
+
+  void connect(uint64_t now);
+  bool open(const Place& place, uint64_t now);
+  bool may_use_shm(const Place& place) const;
+  WireConnection::Unfinished retire();
+  void settle_refusal(Status status, WireConnection::Unfinished unfinished);
+  void settle_stale(WireConnection::Unfinished unfinished);
+  void settle_outage(Status status, bool was_ready, WireConnection::Unfinished unfinished);
+  void retry_or_fail(OperationList& operations, Status status, bool sent, OperationList& failed);
+  void open_breaker(Status status, OperationList& failed);
+  void fail_all(OperationList operations);
+  void expire_waiting(uint64_t now);
+  void arm_before(uint64_t due_ns);
+  void arm_next(uint64_t now);
+
+  Reactor& reactor_;
+  Appliance& appliance_;
+  const Fabric::Options& options_;
+  const uint64_t attempt_ns_;
+
+  std::unique_ptr<WireConnection> connection_;
+  std::vector<std::unique_ptr<WireConnection>> retired_;  // freed from the timer: their code may still be on the stack
+  OperationList waiting_;
+  uint64_t waiting_expires_ns_ = UINT64_MAX;  // never later than the earliest of waiting_
+  uint64_t armed_ns_ = UINT64_MAX;
+  std::string reason_;
+  bool closed_ = false;
+
+  bool trying_shm_ = false;
+  bool shm_failed_ = false;  // of this round of connecting: tcp is next
+  bool connected_before_ = false;
+  unsigned timeouts_ = 0;  // in a row
+
+  bool down_ = false;  // the breaker is open
+  uint64_t probe_ns_ = 0;
+  uint64_t backoff_ns_ = 0;
+  uint64_t last_submit_ns_ = 0;
+
+  Status refusal_ = Status::ok;  // denied, fenced, bad_version: the same again for a while
+  uint64_t refused_until_ns_ = 0;
+  uint64_t stale_incarnation_ = 0;  // proved by the appliance to be over
+};
+
+}  // namespace extmem::fabric

@@ -1,0 +1,158 @@
+#include "fabric/shm/shm_connection.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace extmem::fabric {
+
+namespace {
+
+/// Operations run without a turn of the reactor between them when one coroutine does many: so long may pass until it is
+/// looked whether the appliance still lives.
+constexpr uint64_t kLookNs = 1'000'000;
+constexpr size_t kMaxReceived = 16;
+/// In Operation::wire_id: its descriptor was asked for anew.
+constexpr uint64_t kAskedAgain = 1;
+
+/// Exchanges what a number refers to; the kernel does it atomically for threads that are using it. The raw system
+/// call, because thread sanitizer takes the exchange for a close.
+void exchange_descriptor(int with, int number) { syscall(SYS_dup3, with, number, O_CLOEXEC); }
+
+/// Fails every read and write with EBADF.
+int hollow_descriptor() {
+  static const int fd = open("/", O_PATH | O_CLOEXEC);
+  return fd;
+}
+
+}  // namespace
+
+ShmConnection::~ShmConnection() = default;
+
+std::string ShmConnection::open(const std::string& link_name, uint64_t deadline_ns) {
+  auto address = make_abstract_address(link_name);
+  if (!address) return "the appliance has no link for shared memory";
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) return std::string("making a socket: ") + std::strerror(errno);
+  if (connect(fd.get(), address->raw(), address->bytes) != 0) {
+    return "connecting to the link " + link_name + ": " + std::strerror(errno);
+  }
+  start(std::move(fd), true, deadline_ns);
+  return {};
+}
+
+void ShmConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) {
+  const bool direct = (operation.op == Op::read || operation.op == Op::write) && operation.bytes > 0 &&
+                      operation.segment_count <= IOV_MAX;
+  if (!direct || hung_up(operation.started_ns)) return WireConnection::submit(operation, attempt_deadline_ns);
+  Region& region = *operation.region;
+  const int fd = region.shm_fd.load(std::memory_order_acquire);
+  if (fd >= 0 && transfer(operation)) return owner_.finish(operation, Status::ok);
+  // The region moved, was freed, is out of range, or has not been lent to us yet.
+  Attachment& attachment = attachments_[&region];
+  if (attachment.socket_only || operation.wire_id == kAskedAgain) {
+    return WireConnection::submit(operation, attempt_deadline_ns);
+  }
+  operation.wire_id = kAskedAgain;
+  attachment.parked.push(operation);
+  if (attachment.fetching) return hasten_descriptor(region, attempt_deadline_ns);
+  attachment.fetching = true;
+  request_descriptor(region, attempt_deadline_ns);
+}
+
+/// A page is replaced as a whole by pwrite, and a cut memfd reads short instead of raising SIGBUS.
+bool ShmConnection::transfer(Operation& operation) {
+  Region& region = *operation.region;
+  const uint64_t end = std::atomic_ref(region.bytes).load(std::memory_order_relaxed);
+  // Checked here too: a write across the end would otherwise be done in part.
+  if (operation.offset > end || operation.bytes > end - operation.offset) return false;
+  const int fd = region.shm_fd.load(std::memory_order_acquire);
+  const auto count = static_cast<int>(operation.segment_count);
+  const auto offset = static_cast<off_t>(operation.offset);
+  ssize_t done;
+  do {
+    done = operation.op == Op::read ? preadv(fd, operation.segments, count, offset)
+                                    : pwritev(fd, operation.segments, count, offset);
+  } while (done < 0 && errno == EINTR);
+  return done == static_cast<ssize_t>(operation.bytes);
+}
+
+/// The orphaned memfd of a dead appliance would go on serving, so the socket is looked at as well.
+bool ShmConnection::hung_up(uint64_t now) {
+  if (now < looked_ns_ + kLookNs) return false;
+  looked_ns_ = now;
+  char byte;
+  ssize_t got = recv(fd_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  if (got > 0 || (got < 0 && errno == EAGAIN)) return false;
+  sever("the appliance hung up");
+  return true;
+}
+
+ssize_t ShmConnection::receive_message(msghdr& message) {
+  alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(sizeof(int) * 4)> control;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  ssize_t got = recvmsg(fd_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (got <= 0) return got;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t index = 0; index < count; ++index) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(part) + index * sizeof fd, sizeof fd);
+      UniqueFd taken(fd);
+      if (received_.size() < kMaxReceived) received_.push_back(std::move(taken));
+    }
+  }
+  return got;
+}
+
+void ShmConnection::on_descriptor_reply(Region& region, Status status) {
+  Attachment& attachment = attachments_[&region];
+  attachment.fetching = false;
+  UniqueFd fd;
+  if (status == Status::ok && !received_.empty()) {
+    fd = std::move(received_.front());
+    received_.erase(received_.begin());
+  }
+  struct stat found {};
+  if (fd && fstat(fd.get(), &found) == 0 && S_ISREG(found.st_mode)) {
+    install(region, std::move(fd));
+  } else if (status == Status::denied) {
+    attachment.socket_only = true;  // thin, or we are not trusted with descriptors
+  }
+  OperationList parked = attachment.parked.take();
+  while (!parked.empty()) {
+    Operation& operation = parked.pop();
+    const bool lent = region.shm_fd.load(std::memory_order_acquire) >= 0;
+    if (state_ == State::ready && lent && transfer(operation)) {
+      owner_.finish(operation, Status::ok);
+    } else {
+      owner_.resubmit(operation);
+    }
+  }
+}
+
+void ShmConnection::install(Region& region, UniqueFd fd) {
+  int number = -1;
+  if (region.shm_fd.compare_exchange_strong(number, fd.get(), std::memory_order_acq_rel)) {
+    fd.release();  // the region's from now on; the Directory closes it
+    return;
+  }
+  exchange_descriptor(fd.get(), number);
+}
+
+void ShmConnection::disown() {
+  for (auto& [region, attachment] : attachments_) {
+    const int number = region->shm_fd.load(std::memory_order_acquire);
+    if (number >= 0) exchange_descriptor(hollow_descriptor(), number);
+  }
+}
+
+}  // namespace extmem::fabric

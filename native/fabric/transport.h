@@ -1,0 +1,184 @@
+// ④ The fabric's contract: one-sided operations on regions of appliances, whatever carries them.
+//
+// A Fabric belongs to one reactor and owns that reactor's connections. submit() never blocks: an operation may
+// complete inside submit() (shm), or later on the same reactor; it always completes, with a status, at the latest
+// when its deadline has passed. After completion nothing touches its memory any more: an operation that timed out has
+// had its connection retired, and the next connection to that appliance fences the old one's generation
+// (ClientHello.link_generation) before anything else is sent.
+//
+// The Directory says where appliances and regions are. It is shared by all reactors; TypeScript fills it.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <atomic>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/protocol.h"
+#include "base/reactor.h"
+
+namespace extmem::fabric {
+
+using protocol::Op;
+using protocol::Status;
+
+enum class TransportKind : uint8_t { automatic = 0, shm = 1, tcp = 2, verbs = 3 };
+
+/// What a transport can do; the contract suite asks these before it tries.
+struct Capabilities {
+  bool one_sided;         ///< no code of the appliance runs for a read or a write
+  bool atomics;           ///< fetch_add and compare_swap
+  bool completes_inline;  ///< read and write are done when submit() returns
+};
+
+/// Who this client is, towards every appliance (issued by the manager).
+struct Credentials {
+  uint64_t client = 0;
+  uint32_t client_generation = 0;
+  std::array<uint8_t, protocol::kMacBytes> key{};
+};
+
+enum class PeerState : uint8_t { idle, connecting, up, down };
+
+/// Histogram of operation times: bucket b counts those of [2^b, 2^(b+1)) ns.
+struct Statistics {
+  static constexpr size_t kBuckets = 40;
+  std::atomic<uint64_t> operations{0}, bytes_read{0}, bytes_written{0}, failures{0}, retries{0}, reconnects{0};
+  std::array<std::atomic<uint64_t>, kBuckets> latency{};
+};
+
+/// One memory appliance as the client knows it. Stable address; lives as long as the Directory.
+struct Appliance {
+  std::string id;       ///< stable name
+  std::string host_id;  ///< boot id of its host: equal to ours means that shm may be tried
+  std::string address;  ///< numeric IPv4 or IPv6
+  uint16_t port = 0;
+  std::string link_name;  ///< abstract unix socket (without the leading NUL); empty: no shm
+  uint64_t incarnation = 0;
+  uint32_t index = 0;  ///< position in the Directory
+  std::atomic<PeerState> state{PeerState::idle};
+  std::atomic<TransportKind> transport{TransportKind::automatic};  ///< in use, once connected
+  std::atomic<uint64_t> dirty_bytes{0};                            ///< waiting in our page cache to be written there
+  Statistics statistics;
+  std::mutex lock;  ///< guards address, port, link_name, incarnation: they change when it restarts
+};
+
+enum class RegionState : uint8_t { live, lost };
+
+/// A region that this client may use. Stable address; lives as long as the Directory.
+struct Region {
+  uint64_t id = 0;
+  uint64_t bytes = 0;
+  Appliance* appliance = nullptr;
+  uint64_t incarnation = 0;  ///< of the appliance when the region was given to us: another one no longer has it
+  protocol::Capability capability{};                  ///< guarded by the appliance's lock
+  std::atomic<uint32_t> rights{0};                    ///< those of the capability
+  std::atomic<RegionState> state{RegionState::live};  ///< lost: every operation on it completes with not_present
+  std::atomic<int> shm_fd{-1};                        ///< owned by the shm transport, shared by all reactors
+};
+
+class Directory {
+ public:
+  Directory() = default;
+  Directory(const Directory&) = delete;
+  /// Closes the regions' descriptors: every Fabric that uses it is closed by then.
+  ~Directory();
+  /// Adds an appliance, or tells where it is now. A new incarnation makes the regions of the old one lost.
+  Appliance& put_appliance(const std::string& id, const std::string& host_id, const std::string& address, uint16_t port,
+                           const std::string& link_name, uint64_t incarnation);
+  /// Adds a region, or refreshes its capability. A lost region stays lost to those who hold it;
+  /// the id then names a new Region.
+  Region& put_region(uint64_t id, uint64_t bytes, Appliance& appliance, const protocol::Capability& capability);
+  void lose_region(uint64_t id);
+  Region* find_region(uint64_t id);
+  Appliance* find_appliance(const std::string& id);
+  std::vector<Appliance*> appliances();
+  /// By Appliance::index; without a lock.
+  Appliance& appliance(uint32_t index) { return *by_index_[index].load(std::memory_order_acquire); }
+  static constexpr size_t kMaxAppliances = 1024;
+
+ private:
+  std::mutex lock_;
+  std::unordered_map<uint64_t, std::unique_ptr<Region>> regions_;
+  std::vector<std::unique_ptr<Region>> former_;  // lost, and given to us anew since: whoever has them open keeps them
+  std::vector<std::unique_ptr<Appliance>> appliances_;
+  std::array<std::atomic<Appliance*>, kMaxAppliances> by_index_{};
+};
+
+/// One operation. It belongs to the submitter (usually a coroutine's frame) and must not move or die before complete().
+struct Operation {
+  Op op = Op::read;
+  Region* region = nullptr;
+  uint64_t offset = 0;              ///< in the region
+  const iovec* segments = nullptr;  ///< read: filled; write: sent; put_record: the record. Total = bytes
+  uint32_t segment_count = 0;
+  uint32_t bytes = 0;        ///< at most kMaxIoBytes (kMaxRecordBytes for put_record)
+  uint64_t operand = 0;      ///< fetch_add: addend; compare_swap: expected; put_record, remove_record: ino
+  uint64_t desired = 0;      ///< compare_swap
+  uint64_t deadline_ns = 0;  ///< monotonic, retry included; 0: two attempts of Options::operation_deadline_ms
+
+  Status status = Status::ok;  ///< set when complete() is called
+  uint64_t value = 0;          ///< old value of an atomic
+
+  void (*complete)(Operation&) = nullptr;  ///< on the reactor's thread; may destroy the operation
+  void* context = nullptr;                 ///< the submitter's
+
+  Operation* next = nullptr;  ///< the transport's, while in flight
+  uint64_t started_ns = 0;    ///< the transport's
+  uint64_t wire_id = 0;       ///< the transport's
+  uint8_t attempts = 0;       ///< the transport's
+  uint64_t expires_ns = 0;    ///< the transport's: when it completes at the latest, retry included
+};
+
+class Fabric {
+ public:
+  struct Options {
+    Credentials credentials;
+    TransportKind transport = TransportKind::automatic;
+    std::string host_id;  ///< ours
+    uint64_t operation_deadline_ms = protocol::kOperationDeadlineMs;
+    uint64_t fault_seed = 0;  ///< not 0: the `fault` transport wraps the chosen one
+    std::string fault_plan;   ///< what it injects (fault/fault_transport.h)
+  };
+  virtual ~Fabric() = default;
+  virtual void submit(Operation& operation) = 0;
+  /// Fails everything in flight with Status::closed and closes all connections. On the reactor's thread.
+  virtual void close() = 0;
+
+  /// The fabric of one reactor. Call it on that reactor's thread or before it runs.
+  static std::unique_ptr<Fabric> create(Reactor& reactor, Directory& directory, const Options& options);
+};
+
+/// Several operations awaited together: submit all, then `co_await batch`. Single use.
+class Batch {
+ public:
+  explicit Batch(Fabric& fabric) : fabric_(fabric) {}
+  void submit(Operation& operation) {
+    ++pending_;
+    operation.context = this;
+    operation.complete = [](Operation& done) {
+      auto* batch = static_cast<Batch*>(done.context);
+      if (--batch->pending_ == 0 && batch->waiter_) batch->waiter_.resume();
+    };
+    fabric_.submit(operation);
+  }
+  bool await_ready() const noexcept { return pending_ == 0; }
+  void await_suspend(std::coroutine_handle<> waiter) noexcept { waiter_ = waiter; }
+  void await_resume() const noexcept {}
+
+ private:
+  Fabric& fabric_;
+  unsigned pending_ = 0;
+  std::coroutine_handle<> waiter_;
+};
+
+}  // namespace extmem::fabric

@@ -1,0 +1,124 @@
+// One client connection of the appliance, tcp or unix: handshake, then requests in order, replies in order.
+//
+// Owned and advanced by one serving thread; kill() comes from any thread. Both hold lock_, so that when kill() returns,
+// nothing that the client sent is applied any more.
+//
+// Bounded: one input buffer, one output buffer, at most one streamed read and one record being received. While the
+// output is blocked no request is taken, so that a client which does not read its replies blocks only itself.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/socket.h"
+#include "region/handshake.h"
+#include "region/service.h"
+
+namespace extmem::region {
+
+class Connection final : public Killable, public std::enable_shared_from_this<Connection> {
+ public:
+  enum class Kind : uint8_t { tcp, local };
+  enum class Wants : uint8_t { read, write, retry, close };
+
+  Connection(UniqueFd fd, Kind kind, Service& service);
+  ~Connection() override;
+
+  /// Does what can be done without waiting; says what to wait for. The serving thread.
+  Wants advance();
+  /// Whether the last advance() received anything. The serving thread.
+  bool progressed() const { return progressed_; }
+  void kill(Status reason) override;
+
+  int fd() const { return fd_.get(); }
+  bool authenticated() const { return state_ == State::serving; }
+  uint64_t accepted_ns() const { return accepted_ns_; }
+  void report_slow_handshake() { refuse("the handshake was not finished in time"); }
+
+ private:
+  enum class State : uint8_t {
+    hello,    // nothing known yet
+    proof,    // our nonce is out
+    serving,  // authenticated
+    closed
+  };
+  enum class Step : uint8_t { done, need_input, need_output, busy, close };
+  struct Attached {
+    std::shared_ptr<Region> region;
+    uint32_t rights;
+  };
+  /// The rest of a reply that goes from the region straight to the socket.
+  struct Stream {
+    std::shared_ptr<Region> region;
+    uint64_t offset = 0;
+    uint32_t left = 0;
+  };
+  /// A request whose payload is arriving.
+  struct Incoming {
+    protocol::RequestHeader header{};
+    Status status = Status::ok;  // once it is not ok, the rest of the payload is dropped
+    uint32_t epoch = 0;
+    uint32_t left = 0;
+    std::shared_ptr<Region> region;
+    std::vector<uint8_t> record;
+  };
+
+  Step flush();
+  Step receive();
+  Step process();
+  Step take_hello();
+  Step take_proof();
+  Step take_request();
+  Step serve_read(const protocol::RequestHeader& header);
+  Step serve_simple(const protocol::RequestHeader& header);
+  Step serve_attach(const protocol::RequestHeader& header);
+  Step serve_compare_swap(const protocol::RequestHeader& header);
+  Step serve_descriptor(const protocol::RequestHeader& header);
+  Step begin_payload(const protocol::RequestHeader& header, Status status);
+  Step take_payload();
+  Step apply_piece(uint32_t available);
+  Step finish_payload();
+
+  Attached* find_attached(uint64_t id);
+  Status authorize(const protocol::RequestHeader& header, uint32_t rights, Attached*& attached);
+  Status attach(uint64_t id, const protocol::Capability& capability);
+  void forget_destroyed();
+  Step answer(const protocol::RequestHeader& header, const Outcome& outcome, uint32_t length = 0);
+  void put_output(const void* data, size_t bytes);
+  bool send_descriptor(const protocol::ReplyHeader& reply, int fd, bool& sent);
+  void refuse(const std::string& why);
+  size_t available() const { return in_end_ - in_begin_; }
+  void consume(size_t bytes);
+
+  std::mutex lock_;  // all below, except fd_ itself, kind_ and accepted_ns_
+  UniqueFd fd_;
+  const Kind kind_;
+  Service& service_;
+  Handshake handshake_;
+  const uint64_t accepted_ns_;
+  std::atomic<State> state_{State::hello};
+  bool trusted_neighbour_ = false;  // same user or root, over a unix socket: may be given descriptors
+
+  std::unique_ptr<uint8_t[]> in_;
+  size_t in_capacity_ = 0, in_begin_ = 0, in_end_ = 0;
+  bool progressed_ = false;
+  bool drained_ = false;  // the last receive took all there was
+  std::unique_ptr<uint8_t[]> out_;
+  size_t out_capacity_ = 0, out_begin_ = 0, out_end_ = 0;
+  bool blocked_ = false;
+  bool finishing_ = false;  // close once the output is out
+  Stream stream_;
+  Incoming incoming_;
+  std::unordered_map<uint64_t, Attached> attached_;
+  size_t forget_at_ = 1024;
+  uint64_t last_id_ = 0;
+  Attached* last_ = nullptr;
+};
+
+}  // namespace extmem::region

@@ -1,0 +1,55 @@
+// Who may talk: the links of every client, newest generation only, and the clients that were fenced.
+//
+// A connection enters here at the end of its handshake and before that is answered; the one it replaces is killed
+// under its own lock, so that nothing of it is applied afterwards. Any thread.
+//
+// Lock order: a connection's lock, then lock_; and, never with lock_ held, the lock of a connection that registered
+// earlier. Registrations are ordered, so there is no cycle.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "base/protocol.h"
+
+namespace extmem::region {
+
+/// What fencing needs of a connection.
+class Killable {
+ public:
+  virtual ~Killable() = default;
+  /// When it returns, nothing that came over this connection is applied any more. Tells the peer why, if it can.
+  virtual void kill(protocol::Status reason) = 0;
+};
+
+class LinkTable {
+ public:
+  struct Link {
+    uint64_t client;
+    uint32_t client_generation;
+    uint32_t link;
+    auto operator<=>(const Link&) const = default;
+  };
+  /// ok, or fenced. On ok the link's earlier connection is dead.
+  protocol::Status enter(const Link& link, uint32_t link_generation, std::weak_ptr<Killable> connection);
+  /// Kills the connections of the client up to that generation and refuses them from now on; answers how many links
+  /// died.
+  size_t fence(uint64_t client, uint32_t generation);
+  bool fenced(uint64_t client, uint32_t generation) const;
+
+ private:
+  struct Entry {
+    uint32_t link_generation = 0;
+    std::weak_ptr<Killable> connection;
+  };
+  mutable std::mutex lock_;
+  std::map<Link, Entry> links_;
+  std::unordered_map<uint64_t, uint32_t> fenced_;  // client -> highest generation that is dead
+};
+
+}  // namespace extmem::region

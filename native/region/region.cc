@@ -1,0 +1,392 @@
+#include "region/region.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "base/protocol.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+namespace extmem::region {
+
+namespace {
+
+constexpr uint64_t kPage = protocol::kPageBytes;
+constexpr uint64_t kMaxRegionBytes = uint64_t{1} << 50;
+/// A move copies from the end and cuts the old memfd as it goes, so that it needs only this much more memory.
+constexpr uint64_t kMoveChunkBytes = 64u << 20;
+constexpr size_t kCopyBytes = 1u << 20;
+
+uint64_t round_to_page(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+/// With what the table needs for it: empty records are not free.
+uint64_t record_cost(const std::vector<uint8_t>& bytes) { return bytes.size() + 96; }
+
+UniqueFd make_memfd(uint64_t id, uint64_t bytes) {
+  char name[40];
+  std::snprintf(name, sizeof name, "extmem-region-%016llx", static_cast<unsigned long long>(id));
+  UniqueFd fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd) return fd;
+  // 0600: another user who is handed a read-only descriptor cannot reopen it for writing.
+  if (fchmod(fd.get(), 0600) != 0 || ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) fd.reset();
+  return fd;
+}
+
+/// Copies [begin, end) where there is data; false: no memory.
+bool copy_data(int from, int to, uint64_t begin, uint64_t end, std::vector<uint8_t>& buffer) {
+  while (begin < end) {
+    off_t data = lseek(from, static_cast<off_t>(begin), SEEK_DATA);
+    if (data < 0 || static_cast<uint64_t>(data) >= end) return data >= 0 || errno == ENXIO;
+    off_t hole = lseek(from, data, SEEK_HOLE);
+    uint64_t stop = hole < 0 ? end : std::min<uint64_t>(end, static_cast<uint64_t>(hole));
+    for (begin = static_cast<uint64_t>(data); begin < stop;) {
+      ssize_t got = pread(from, buffer.data(), std::min<uint64_t>(buffer.size(), stop - begin), off_t(begin));
+      if (got <= 0 || pwrite(to, buffer.data(), static_cast<size_t>(got), static_cast<off_t>(begin)) != got)
+        return false;
+      begin += static_cast<uint64_t>(got);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+/// A serving thread's hold: it never waits.
+class Region::Use {
+ public:
+  explicit Use(const Region& region)
+      : region_(region),
+        held_(region.exclusive_wanted_.load(std::memory_order_relaxed) == 0 && region.hold_.try_lock_shared()) {}
+  ~Use() {
+    if (held_) region_.hold_.unlock_shared();
+  }
+  Use(const Use&) = delete;
+  explicit operator bool() const { return held_; }
+
+ private:
+  const Region& region_;
+  bool held_;
+};
+
+class Region::Exclusive {
+ public:
+  explicit Exclusive(const Region& region) : region_(region) {
+    region_.exclusive_wanted_.fetch_add(1, std::memory_order_relaxed);
+    region_.hold_.lock();
+  }
+  ~Exclusive() {
+    region_.hold_.unlock();
+    region_.exclusive_wanted_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  Exclusive(const Exclusive&) = delete;
+
+ private:
+  const Region& region_;
+};
+
+std::shared_ptr<Region> Region::create(const Shape& shape, MemoryAccount& account, Status& status) {
+  if (shape.bytes == 0 || shape.bytes > kMaxRegionBytes) {
+    status = Status::bad_request;
+    return nullptr;
+  }
+  const uint64_t reserved = shape.thin ? 0 : round_to_page(shape.bytes);
+  if (!account.reserve(reserved)) {
+    status = Status::no_space;
+    return nullptr;
+  }
+  UniqueFd fd = make_memfd(shape.id, shape.bytes);
+  if (!fd) {
+    account.release(reserved);
+    status = Status::no_space;
+    return nullptr;
+  }
+  status = Status::ok;
+  return std::make_shared<Region>(shape, account, std::move(fd));
+}
+
+Region::Region(const Shape& shape, MemoryAccount& account, UniqueFd fd)
+    : id_(shape.id), thin_(shape.thin), account_(account), fd_(std::move(fd)), bytes_(shape.bytes) {}
+
+Region::~Region() {
+  if (!destroyed_) destroy_held();
+}
+
+Status Region::check_range(uint64_t offset, uint64_t bytes) const {
+  if (destroyed_) return Status::not_present;
+  if (offset > bytes_ || bytes > bytes_ - offset) return Status::out_of_range;
+  return Status::ok;
+}
+
+std::optional<Outcome> Region::check_read(uint64_t offset, uint64_t bytes) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  return outcome(check_range(offset, bytes));
+}
+
+std::optional<Outcome> Region::check_write(uint64_t offset, uint64_t bytes) { return check_read(offset, bytes); }
+
+std::optional<Outcome> Region::read(uint64_t offset, std::span<uint8_t> into) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (Status status = check_range(offset, into.size()); status != Status::ok) return outcome(status);
+  ssize_t got = pread(fd_.get(), into.data(), into.size(), static_cast<off_t>(offset));
+  // Short: a holder of the descriptor has cut it. What is gone is gone, and is never told as zeros.
+  return outcome(got == static_cast<ssize_t>(into.size()) ? Status::ok : Status::not_present);
+}
+
+std::optional<ssize_t> Region::send(int socket, uint64_t offset, size_t bytes) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (check_range(offset, bytes) != Status::ok) return 0;
+  off_t position = static_cast<off_t>(offset);
+  return sendfile(socket, fd_.get(), &position, bytes);
+}
+
+std::optional<Outcome> Region::write(uint64_t offset, std::span<const uint8_t> data) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  return outcome(write_held(offset, data));
+}
+
+Status Region::write_held(uint64_t offset, std::span<const uint8_t> data) {
+  if (Status status = check_range(offset, data.size()); status != Status::ok || data.empty()) return status;
+  return thin_ ? write_thin(offset, data) : write_memory(offset, data);
+}
+
+Status Region::write_memory(uint64_t offset, std::span<const uint8_t> data) {
+  while (!data.empty()) {
+    ssize_t put = pwrite(fd_.get(), data.data(), data.size(), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return errno == ENOSPC || errno == ENOMEM ? Status::no_space : Status::not_present;
+    data = data.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
+  }
+  return Status::ok;
+}
+
+Status Region::write_thin(uint64_t offset, std::span<const uint8_t> data) {
+  std::lock_guard guard(thin_lock_);
+  uint64_t reserved = round_to_page(offset + data.size()) - offset / kPage * kPage;
+  if (!account_.reserve(reserved)) {
+    // Near the limit it is worth looking what of it is there already: overwriting must go on working.
+    reserved = missing_bytes(offset, data.size());
+    if (!account_.reserve(reserved)) return Status::no_space;
+  }
+  Status status = write_memory(offset, data);
+  account_.release(reserved);
+  recount_thin();
+  return status;
+}
+
+uint64_t Region::missing_bytes(uint64_t offset, uint64_t bytes) const {
+  uint64_t begin = offset / kPage * kPage;
+  const uint64_t end = std::min(round_to_page(offset + bytes), bytes_);
+  uint64_t missing = 0;
+  while (begin < end) {
+    off_t data = lseek(fd_.get(), static_cast<off_t>(begin), SEEK_DATA);
+    uint64_t hole_end = data < 0 ? end : std::min<uint64_t>(end, static_cast<uint64_t>(data));
+    missing += hole_end - begin;
+    if (hole_end == end) break;
+    off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
+    begin = hole < 0 ? end : static_cast<uint64_t>(hole);
+  }
+  return round_to_page(missing);
+}
+
+void Region::recount_thin() {
+  const uint64_t now = resident_bytes();
+  account_.count(now - thin_counted_);  // wraps when it shrank, as unsigned sums may
+  thin_counted_ = now;
+}
+
+uint64_t Region::resident_bytes() const {
+  struct stat status {};
+  if (!fd_ || fstat(fd_.get(), &status) != 0) return 0;
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+std::optional<Outcome> Region::fetch_add(uint64_t offset, uint64_t addend) {
+  return update_word(offset, addend, nullptr);
+}
+
+std::optional<Outcome> Region::compare_swap(uint64_t offset, uint64_t expected, uint64_t desired) {
+  return update_word(offset, desired, &expected);
+}
+
+std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, const uint64_t* expected) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (Status status = check_range(offset, sizeof operand); status != Status::ok) return outcome(status);
+  if (offset % sizeof operand != 0) return outcome(Status::bad_request);
+  std::lock_guard guard(atomics_lock_);
+  uint64_t old = 0;
+  if (pread(fd_.get(), &old, sizeof old, static_cast<off_t>(offset)) != sizeof old) return outcome(Status::not_present);
+  if (expected != nullptr && *expected != old) return outcome(Status::ok, old);
+  const uint64_t next = expected != nullptr ? operand : old + operand;
+  std::array<uint8_t, sizeof next> data;
+  std::memcpy(data.data(), &next, sizeof next);
+  return outcome(write_held(offset, data), old);
+}
+
+std::optional<Region::HandOver> Region::hand_over(const Holder& holder, bool writable) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (destroyed_) return HandOver{outcome(Status::not_present), {}};
+  if (thin_) return HandOver{outcome(Status::denied), {}};
+  std::lock_guard guard(holders_lock_);
+  // Sealed only now: a region that nobody holds can then grow in place.
+  if (!grow_sealed_ && fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_GROW) != 0) return HandOver{outcome(Status::denied), {}};
+  grow_sealed_ = true;
+  // Opened anew, never duplicated: flags of a shared file description (O_APPEND, say) would be the client's to set.
+  const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
+  UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
+  if (!fd) return HandOver{outcome(Status::denied), {}};
+  auto known = std::find_if(holders_.begin(), holders_.end(), [&](auto& one) { return one.client == holder.client; });
+  if (known == holders_.end()) {
+    holders_.push_back(holder);
+  } else {
+    known->generation = std::min(known->generation, holder.generation);
+  }
+  return HandOver{outcome(Status::ok), std::move(fd)};
+}
+
+void Region::revoke(const Holder& holder) {
+  {
+    // Its connections are dead by now, so it cannot become a holder after this look.
+    std::lock_guard guard(holders_lock_);
+    if (std::none_of(holders_.begin(), holders_.end(),
+                     [&](auto& one) { return one.client == holder.client && one.generation <= holder.generation; })) {
+      return;
+    }
+  }
+  Exclusive exclusive(*this);
+  if (!destroyed_ && !move_to_fresh(bytes_)) destroy_held();  // half a region is worse than none
+}
+
+/// The old memfd refuses honest writers first (they come and ask again), is copied, and ends up empty: mappings of it
+/// fault and descriptors of it read short.
+bool Region::move_to_fresh(uint64_t bytes) {
+  fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+  UniqueFd fresh = make_memfd(id_, bytes);
+  if (!fresh) return false;
+  std::vector<uint8_t> buffer(kCopyBytes);
+  for (uint64_t end = std::min(bytes, bytes_); end > 0;) {
+    const uint64_t begin = (end - 1) / kMoveChunkBytes * kMoveChunkBytes;
+    if (!copy_data(fd_.get(), fresh.get(), begin, end, buffer)) return false;
+    if (ftruncate(fd_.get(), static_cast<off_t>(begin)) != 0) break;  // a holder sealed it: it is left to itself
+    end = begin;
+  }
+  fd_ = std::move(fresh);
+  bytes_ = bytes;
+  ++epoch_;
+  grow_sealed_ = false;
+  std::lock_guard guard(holders_lock_);
+  holders_.clear();
+  return true;
+}
+
+Status Region::resize(uint64_t bytes) {
+  if (bytes == 0 || bytes > kMaxRegionBytes) return Status::bad_request;
+  Exclusive exclusive(*this);
+  if (destroyed_) return Status::not_present;
+  const uint64_t before = round_to_page(bytes_), after = round_to_page(bytes);
+  if (!thin_ && after > before && !account_.reserve(after - before)) return Status::no_space;
+  bool done = false;
+  if (bytes > bytes_ && grow_sealed_) {
+    done = move_to_fresh(bytes);
+    if (!done) destroy_held();
+  } else {
+    done = ftruncate(fd_.get(), static_cast<off_t>(bytes)) == 0;
+    if (done) {
+      bytes_ = bytes;
+      ++epoch_;
+    }
+  }
+  if (!done) {
+    if (!thin_ && after > before) account_.release(after - before);
+    return destroyed_ ? Status::not_present : Status::no_space;
+  }
+  if (!thin_ && after < before) account_.release(before - after);
+  if (thin_) recount_thin();
+  return Status::ok;
+}
+
+Status Region::punch(uint64_t offset, uint64_t bytes) {
+  Exclusive exclusive(*this);
+  if (Status status = check_range(offset, bytes); status != Status::ok || bytes == 0) return status;
+  if (fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                static_cast<off_t>(bytes)) != 0) {
+    return Status::not_present;
+  }
+  if (thin_) recount_thin();
+  return Status::ok;
+}
+
+void Region::destroy() {
+  Exclusive exclusive(*this);
+  if (!destroyed_) destroy_held();
+}
+
+void Region::destroy_held() {
+  fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+  // Emptied before it is closed: a client that keeps the descriptor would otherwise keep the memory.
+  [[maybe_unused]] int cut = ftruncate(fd_.get(), 0);
+  fd_.reset();
+  account_.release(thin_ ? thin_counted_ : round_to_page(bytes_));
+  thin_counted_ = 0;
+  destroyed_ = true;
+  ++epoch_;
+  std::lock_guard guard(records_lock_);
+  for (auto& [ino, bytes] : records_) account_.release_record(record_cost(bytes));
+  records_.clear();
+}
+
+RegionInfo Region::info() const {
+  std::shared_lock shared(hold_);
+  return {.id = id_, .bytes = bytes_, .resident_bytes = resident_bytes(), .thin = thin_, .epoch = epoch_};
+}
+
+std::optional<Outcome> Region::put_record(uint64_t ino, std::vector<uint8_t>&& bytes) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (bytes.size() > protocol::kMaxRecordBytes) return outcome(Status::bad_request);
+  if (destroyed_) return outcome(Status::not_present);
+  std::lock_guard guard(records_lock_);
+  auto known = records_.find(ino);
+  const uint64_t before = known == records_.end() ? 0 : record_cost(known->second);
+  const uint64_t after = record_cost(bytes);
+  if (after > before && !account_.reserve_record(after - before)) return outcome(Status::no_space);
+  if (after < before) account_.release_record(before - after);
+  records_[ino] = std::move(bytes);
+  return outcome(Status::ok);
+}
+
+std::optional<Outcome> Region::remove_record(uint64_t ino) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (destroyed_) return outcome(Status::not_present);
+  std::lock_guard guard(records_lock_);
+  auto known = records_.find(ino);
+  if (known == records_.end()) return outcome(Status::ok);  // sent twice after a lost reply: done is done
+  account_.release_record(record_cost(known->second));
+  records_.erase(known);
+  return outcome(Status::ok);
+}
+
+void Region::append_records(std::vector<RecordInfo>& into) const {
+  std::lock_guard guard(records_lock_);
+  for (auto& [ino, bytes] : records_) into.push_back({.region = id_, .ino = ino, .bytes = bytes});
+}
+
+}  // namespace extmem::region

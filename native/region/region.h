@@ -1,0 +1,119 @@
+// One region: a memfd, the grants of its descriptor, and the file records kept beside it.
+//
+// Serving threads use it under a shared hold that they never wait for: while the control thread changes the memfd
+// (fence, resize, destroy) they are told `busy` (nullopt) and come back later, so that a region that moves delays
+// nobody but its own clients.
+//
+// Lock order: hold_, then thin_lock_ or atomics_lock_ or records_lock_ or holders_lock_; never two of the latter.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/socket.h"
+#include "region/memory_account.h"
+#include "region/region_server.h"
+
+namespace extmem::region {
+
+struct Outcome {
+  Status status = Status::ok;
+  uint32_t epoch = 0;
+  uint64_t value = 0;
+};
+
+struct Holder {
+  uint64_t client;
+  uint32_t generation;
+};
+
+class Region {
+ public:
+  struct Shape {
+    uint64_t id, bytes;
+    bool thin;
+  };
+  static std::shared_ptr<Region> create(const Shape& shape, MemoryAccount& account, Status& status);
+  Region(const Shape& shape, MemoryAccount& account, UniqueFd fd);
+  ~Region();
+
+  uint64_t id() const { return id_; }
+  bool thin() const { return thin_; }
+
+  // Serving threads; nullopt: busy, ask again.
+  std::optional<Outcome> check_read(uint64_t offset, uint64_t bytes);
+  std::optional<Outcome> check_write(uint64_t offset, uint64_t bytes);
+  std::optional<Outcome> read(uint64_t offset, std::span<uint8_t> into);
+  std::optional<Outcome> write(uint64_t offset, std::span<const uint8_t> data);
+  std::optional<Outcome> fetch_add(uint64_t offset, uint64_t addend);
+  std::optional<Outcome> compare_swap(uint64_t offset, uint64_t expected, uint64_t desired);
+  /// Sends up to `bytes` from `offset` on to the socket; answers what sendfile(2) did (errno kept), 0 if the region is
+  /// not what it was.
+  std::optional<ssize_t> send(int socket, uint64_t offset, size_t bytes);
+  /// A descriptor of its own for that client, which is remembered as a holder.
+  struct HandOver {
+    Outcome outcome;
+    UniqueFd fd;
+  };
+  std::optional<HandOver> hand_over(const Holder& holder, bool writable);
+
+  // The control thread.
+  Status resize(uint64_t bytes);
+  Status punch(uint64_t offset, uint64_t bytes);
+  void destroy();
+  /// If the client up to that generation holds a descriptor: moves the data to a fresh memfd and empties the old one.
+  void revoke(const Holder& holder);
+  RegionInfo info() const;
+  uint64_t resident_bytes() const;
+
+  // Any thread. The bytes are taken unless it is busy.
+  std::optional<Outcome> put_record(uint64_t ino, std::vector<uint8_t>&& bytes);
+  /// Also ok when there is none: a retry after a lost reply.
+  std::optional<Outcome> remove_record(uint64_t ino);
+  void append_records(std::vector<RecordInfo>& into) const;
+
+ private:
+  class Use;
+  class Exclusive;
+  Outcome outcome(Status status, uint64_t value = 0) const { return {status, epoch_, value}; }
+  Status check_range(uint64_t offset, uint64_t bytes) const;
+  Status write_held(uint64_t offset, std::span<const uint8_t> data);
+  Status write_thin(uint64_t offset, std::span<const uint8_t> data);
+  Status write_memory(uint64_t offset, std::span<const uint8_t> data);
+  std::optional<Outcome> update_word(uint64_t offset, uint64_t desired, const uint64_t* expected);
+  uint64_t missing_bytes(uint64_t offset, uint64_t bytes) const;
+  void recount_thin();
+  bool move_to_fresh(uint64_t bytes);
+  void destroy_held();
+
+  const uint64_t id_;
+  const bool thin_;
+  MemoryAccount& account_;
+
+  mutable std::shared_mutex hold_;  // shared: uses of fd_; exclusive: changes of fd_, bytes_, epoch_, destroyed_
+  mutable std::atomic<int> exclusive_wanted_{0};  // glibc's lock prefers readers: they step back when they see this
+  UniqueFd fd_;
+  uint64_t bytes_;
+  uint32_t epoch_ = 1;
+  bool destroyed_ = false;
+
+  std::mutex thin_lock_;  // one write at a time to a thin region: what it made resident is then known
+  uint64_t thin_counted_ = 0;
+  std::mutex atomics_lock_;
+
+  std::mutex holders_lock_;
+  std::vector<Holder> holders_;  // one per client, with the oldest generation that has a descriptor
+  bool grow_sealed_ = false;
+
+  mutable std::mutex records_lock_;
+  std::unordered_map<uint64_t, std::vector<uint8_t>> records_;
+};
+
+}  // namespace extmem::region

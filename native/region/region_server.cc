@@ -1,0 +1,211 @@
+#include "region/region_server.h"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/socket.h"
+#include "region/service_thread.h"
+
+namespace extmem::region {
+
+namespace {
+
+constexpr int kBacklog = 256;
+
+class Server final : public RegionServer {
+ public:
+  explicit Server(const Options& options) : service_(options) {}
+  ~Server() override { close(); }
+
+  bool open(const Options& options, std::string& error);
+  uint16_t port() const override { return port_; }
+
+  Status create_region(uint64_t id, uint64_t bytes, bool thin) override;
+  Status resize_region(uint64_t id, uint64_t bytes) override;
+  Status destroy_region(uint64_t id) override;
+  Status punch_region(uint64_t id, uint64_t offset, uint64_t bytes) override;
+  void fence_client(uint64_t client, uint32_t generation) override;
+  std::vector<RegionInfo> list_regions() const override;
+  std::optional<RegionInfo> region(uint64_t id) const override;
+  std::vector<RecordInfo> list_records() const override;
+  Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) override;
+  Status remove_record(uint64_t region, uint64_t ino) override;
+  Memory memory() const override;
+  Counters counters() const override;
+  void close() override;
+
+ private:
+  bool open_tcp(const Options& options, std::string& error);
+  bool open_local(const Options& options, std::string& error);
+  void distribute(UniqueFd fd, Connection::Kind kind);
+
+  Service service_;
+  uint16_t port_ = 0;
+  std::vector<std::unique_ptr<ServiceThread>> threads_;
+  size_t next_thread_ = 0;  // the first serving thread's: it accepts
+};
+
+std::string describe_failure(const std::string& what, const std::string& advice) {
+  return what + ": " + std::strerror(errno) + "; " + advice;
+}
+
+}  // namespace
+
+std::unique_ptr<RegionServer> RegionServer::create(const Options& options, std::string& error) {
+  auto server = std::make_unique<Server>(options);
+  if (!server->open(options, error)) return nullptr;
+  return server;
+}
+
+namespace {
+
+bool Server::open(const Options& options, std::string& error) {
+  for (unsigned index = 0; index < std::max(1u, options.threads); ++index) {
+    threads_.push_back(std::make_unique<ServiceThread>(service_, options.poll_ns));
+  }
+  if (!open_tcp(options, error)) return false;
+  if (!options.link_name.empty() && !open_local(options, error)) return false;
+  for (auto& thread : threads_) thread->start();
+  return true;
+}
+
+bool Server::open_tcp(const Options& options, std::string& error) {
+  const std::string place = options.listen_address + " port " + std::to_string(options.port);
+  auto address = parse_tcp_address(options.listen_address, options.port);
+  if (!address) {
+    error = "listening on " + place + ": not a numeric address; give an IPv4 or IPv6 address of this machine";
+    return false;
+  }
+  UniqueFd fd(socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const int one = 1;
+  if (fd) setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kBacklog) != 0) {
+    error = describe_failure("listening on " + place, "choose another address or port");
+    return false;
+  }
+  sockaddr_storage bound{};
+  socklen_t bytes = sizeof bound;
+  getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &bytes);
+  // sin_port and sin6_port lie at the same place.
+  uint16_t port_be;
+  std::memcpy(&port_be, reinterpret_cast<char*>(&bound) + sizeof(sa_family_t), sizeof port_be);
+  port_ = __builtin_bswap16(port_be);
+  threads_[0]->listen(std::move(fd), Connection::Kind::tcp,
+                      [this](UniqueFd accepted, Connection::Kind kind) { distribute(std::move(accepted), kind); });
+  return true;
+}
+
+bool Server::open_local(const Options& options, std::string& error) {
+  auto address = make_abstract_address(options.link_name);
+  if (!address) {
+    error = "listening on the link " + options.link_name + ": the name is too long; use at most 100 characters";
+    return false;
+  }
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kBacklog) != 0) {
+    error =
+        describe_failure("listening on the link " + options.link_name, "is another appliance of that name running?");
+    return false;
+  }
+  threads_[0]->listen(std::move(fd), Connection::Kind::local,
+                      [this](UniqueFd accepted, Connection::Kind kind) { distribute(std::move(accepted), kind); });
+  return true;
+}
+
+void Server::distribute(UniqueFd fd, Connection::Kind kind) {
+  threads_[next_thread_++ % threads_.size()]->adopt(std::move(fd), kind);
+}
+
+Status Server::create_region(uint64_t id, uint64_t bytes, bool thin) {
+  if (service_.regions.find(id)) return Status::bad_request;
+  Status status = Status::ok;
+  auto region = Region::create({.id = id, .bytes = bytes, .thin = thin}, service_.account, status);
+  if (region) service_.regions.insert(std::move(region));
+  return status;
+}
+
+Status Server::resize_region(uint64_t id, uint64_t bytes) {
+  auto region = service_.regions.find(id);
+  return region ? region->resize(bytes) : Status::not_present;
+}
+
+Status Server::destroy_region(uint64_t id) {
+  auto region = service_.regions.remove(id);
+  if (!region) return Status::not_present;
+  region->destroy();
+  return Status::ok;
+}
+
+Status Server::punch_region(uint64_t id, uint64_t offset, uint64_t bytes) {
+  auto region = service_.regions.find(id);
+  return region ? region->punch(offset, bytes) : Status::not_present;
+}
+
+void Server::fence_client(uint64_t client, uint32_t generation) {
+  // First the connections: afterwards no descriptor can be handed to it any more.
+  service_.links.fence(client, generation);
+  for (auto& region : service_.regions.all()) region->revoke({.client = client, .generation = generation});
+  service_.fenced_clients.fetch_add(1, std::memory_order_relaxed);
+}
+
+std::vector<RegionInfo> Server::list_regions() const {
+  std::vector<RegionInfo> result;
+  for (auto& region : service_.regions.all()) result.push_back(region->info());
+  return result;
+}
+
+std::optional<RegionInfo> Server::region(uint64_t id) const {
+  auto region = service_.regions.find(id);
+  return region ? std::optional(region->info()) : std::nullopt;
+}
+
+std::vector<RecordInfo> Server::list_records() const {
+  std::vector<RecordInfo> result;
+  for (auto& region : service_.regions.all()) region->append_records(result);
+  return result;
+}
+
+Status Server::put_record(uint64_t region_id, uint64_t ino, std::vector<uint8_t> bytes) {
+  auto region = service_.regions.find(region_id);
+  if (!region) return Status::not_present;
+  // Busy only while this thread changes the region, which it does not; try_lock_shared may fail spuriously.
+  for (;;) {
+    if (auto outcome = region->put_record(ino, std::move(bytes))) return outcome->status;
+  }
+}
+
+Status Server::remove_record(uint64_t region_id, uint64_t ino) {
+  auto region = service_.regions.find(region_id);
+  if (!region) return Status::not_present;
+  for (;;) {
+    if (auto outcome = region->remove_record(ino)) return outcome->status;
+  }
+}
+
+Memory Server::memory() const {
+  Memory memory{.donated = service_.account.donated(), .reserved = service_.account.reserved(), .resident = 0};
+  for (auto& region : service_.regions.all()) memory.resident += region->info().resident_bytes;
+  return memory;
+}
+
+Counters Server::counters() const {
+  return {.connections = service_.connections.load(std::memory_order_relaxed),
+          .refused = service_.refusals.count(),
+          .operations = service_.operations.load(std::memory_order_relaxed),
+          .bytes_read = service_.bytes_read.load(std::memory_order_relaxed),
+          .bytes_written = service_.bytes_written.load(std::memory_order_relaxed),
+          .fenced_clients = service_.fenced_clients.load(std::memory_order_relaxed)};
+}
+
+void Server::close() {
+  for (auto& thread : threads_) thread->stop();
+  threads_.clear();
+  for (auto& region : service_.regions.all()) destroy_region(region->id());
+}
+
+}  // namespace
+
+}  // namespace extmem::region

@@ -1,0 +1,81 @@
+// ⑤ The appliance's side of the fabric: regions in memfds, served to authenticated clients over tcp and, on the
+// same host, by handing over descriptors (shm). Native threads, adaptive polling; an idle server uses no CPU.
+//
+// Every region is a memfd of its own, sealed against growth, filled lazily. A thick region counts in full against what
+// the appliance donates; a thin one counts what has been written (tcp only: shm could not be bounded). The data path
+// uses pread and pwrite on the memfd, never loads and stores: a 4 KiB page is then replaced as a whole even if the
+// writer is killed, a truncated memfd gives a short read instead of SIGBUS, and reading a hole does not populate it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/protocol.h"
+
+namespace extmem::region {
+
+using protocol::Status;
+
+struct RegionInfo {
+  uint64_t id, bytes, resident_bytes;
+  bool thin;
+  uint32_t epoch;
+};
+
+struct RecordInfo {
+  uint64_t region, ino;
+  std::vector<uint8_t> bytes;
+};
+
+struct Memory {
+  uint64_t donated, reserved, resident;
+};
+
+struct Counters {
+  uint64_t connections, refused, operations, bytes_read, bytes_written, fenced_clients;
+};
+
+class RegionServer {
+ public:
+  struct Options {
+    std::string listen_address = "127.0.0.1";
+    uint16_t port = 0;      ///< 0: chosen by the kernel
+    std::string link_name;  ///< abstract unix socket; empty: no shm
+    std::array<uint8_t, 32> cluster_key{};
+    uint64_t incarnation = 0;
+    uint64_t donated_bytes = 0;
+    unsigned threads = 1;
+    uint64_t poll_ns = 200'000;  ///< how long a thread polls after its last operation
+    std::function<void(const std::string& peer, const std::string& why)>
+        on_refused;  ///< once per peer and reason; any thread
+  };
+  static std::unique_ptr<RegionServer> create(const Options& options, std::string& error);
+  virtual ~RegionServer() = default;
+  virtual uint16_t port() const = 0;
+
+  // All of these may be called from one control thread (the appliance's JavaScript).
+  virtual Status create_region(uint64_t id, uint64_t bytes, bool thin) = 0;  ///< no_space, bad_request (id in use)
+  virtual Status resize_region(uint64_t id, uint64_t bytes) = 0;             ///< at the end; shrinking frees memory
+  virtual Status destroy_region(uint64_t id) = 0;                            ///< memory goes back to the OS at once
+  virtual Status punch_region(uint64_t id, uint64_t offset,
+                              uint64_t bytes) = 0;  ///< reads as zeros afterwards; memory freed
+  /// Kills every grant of the client up to that generation: its connections are closed, and regions whose descriptor it
+  /// was given move to fresh memfds. When it returns, nothing of that client can write any more.
+  virtual void fence_client(uint64_t client, uint32_t generation) = 0;
+  virtual std::vector<RegionInfo> list_regions() const = 0;
+  virtual std::optional<RegionInfo> region(uint64_t id) const = 0;
+  virtual std::vector<RecordInfo> list_records() const = 0;  ///< file records kept beside regions
+  virtual Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) = 0;
+  virtual Status remove_record(uint64_t region, uint64_t ino) = 0;
+  virtual Memory memory() const = 0;
+  virtual Counters counters() const = 0;
+  virtual void close() = 0;
+};
+
+}  // namespace extmem::region

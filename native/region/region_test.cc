@@ -1,0 +1,149 @@
+#include "region/region.h"
+
+#include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+using namespace extmem;
+using namespace extmem::region;
+
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+std::shared_ptr<Region> make(MemoryAccount& account, const Region::Shape& shape) {
+  Status status = Status::ok;
+  auto region = Region::create(shape, account, status);
+  REQUIRE(status == Status::ok);
+  return region;
+}
+
+std::vector<uint8_t> bytes_of(size_t count, uint8_t byte) { return std::vector<uint8_t>(count, byte); }
+
+}  // namespace
+
+TEST_CASE("ranges near the end of the number space do not wrap around") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
+  auto page = bytes_of(4096, 1);
+  CHECK(region->write(UINT64_MAX - 4095, page)->status == Status::out_of_range);
+  CHECK(region->read(UINT64_MAX, page)->status == Status::out_of_range);
+  CHECK(region->read(kMiB - 4095, page)->status == Status::out_of_range);
+  CHECK(region->read(kMiB - 4096, page)->status == Status::ok);
+  CHECK(region->check_read(kMiB, 0)->status == Status::ok);
+}
+
+TEST_CASE("a thick region reserves in full, and gives it back") {
+  MemoryAccount account(4 * kMiB);
+  Status status = Status::ok;
+  auto region = make(account, {.id = 1, .bytes = 3 * kMiB + 1, .thin = false});
+  CHECK(account.reserved() == 3 * kMiB + 4096);
+  CHECK(Region::create({.id = 2, .bytes = kMiB, .thin = false}, account, status) == nullptr);
+  CHECK(status == Status::no_space);
+  CHECK(region->resize(5 * kMiB) == Status::no_space);
+  CHECK(region->resize(kMiB) == Status::ok);
+  CHECK(account.reserved() == kMiB);
+  region->destroy();
+  CHECK(account.reserved() == 0);
+  CHECK(region->resize(kMiB) == Status::not_present);
+}
+
+TEST_CASE("a thin region counts what is resident, holes and rewrites told apart") {
+  MemoryAccount account(64 * 1024);
+  auto region = make(account, {.id = 1, .bytes = uint64_t{1} << 40, .thin = true});
+  CHECK(account.reserved() == 0);
+  CHECK(region->write(100, bytes_of(10, 1))->status == Status::ok);
+  CHECK(account.reserved() == 4096);
+  CHECK(region->write(1 << 30, bytes_of(60 * 1024, 1))->status == Status::ok);
+  CHECK(account.reserved() == 64 * 1024);
+  CHECK(region->write(8192, bytes_of(1, 1))->status == Status::no_space);
+  CHECK(region->write((1 << 30) + 8192, bytes_of(8192, 2))->status == Status::ok);
+  CHECK(region->write((1 << 30) + 56 * 1024, bytes_of(8192, 2))->status == Status::no_space);
+  CHECK(account.reserved() == 64 * 1024);
+  CHECK(region->punch(1 << 30, 60 * 1024) == Status::ok);
+  CHECK(account.reserved() == 4096);
+}
+
+TEST_CASE("revoking moves the bytes, empties the old memfd and leaves holes holes") {
+  MemoryAccount account(256 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = 200 * kMiB, .thin = false});
+  CHECK(region->write(5, bytes_of(10'000, 7))->status == Status::ok);
+  CHECK(region->write(190 * kMiB, bytes_of(kMiB, 8))->status == Status::ok);
+  auto given = region->hand_over({.client = 1, .generation = 1}, true);
+  REQUIRE(given->outcome.status == Status::ok);
+  const uint32_t epoch = region->info().epoch;
+  region->revoke({.client = 2, .generation = 9});
+  region->revoke({.client = 1, .generation = 0});
+  CHECK(region->info().epoch == epoch);
+  const uint64_t resident = region->resident_bytes();
+  region->revoke({.client = 1, .generation = 1});
+  CHECK(region->info().epoch == epoch + 1);
+  CHECK(region->resident_bytes() == resident);
+  CHECK(lseek(given->fd.get(), 0, SEEK_END) == 0);
+  auto page = bytes_of(4096, 0);
+  CHECK(pwrite(given->fd.get(), page.data(), page.size(), 0) < 0);
+  CHECK(region->read(5 + 10'000 - 4096, page)->status == Status::ok);
+  CHECK(page == bytes_of(4096, 7));
+  CHECK(region->read(191 * kMiB - 4096, page)->status == Status::ok);
+  CHECK(page == bytes_of(4096, 8));
+}
+
+TEST_CASE(
+    "what a fenced client had stored through a mapping before is kept, and its mapping is of an empty memfd after") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
+  auto given = region->hand_over({.client = 1, .generation = 1}, true);
+  auto* kept = static_cast<uint8_t*>(mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, given->fd.get(), 0));
+  REQUIRE(kept != MAP_FAILED);
+  kept[0] = 1;
+  region->revoke({.client = 1, .generation = 1});
+  auto byte = bytes_of(1, 0);
+  CHECK(region->read(0, byte)->status == Status::ok);
+  CHECK(byte[0] == 1);
+  CHECK(lseek(given->fd.get(), 0, SEEK_END) == 0);
+  munmap(kept, kMiB);
+}
+
+TEST_CASE("a region that a holder has cut is not present, never zeros") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
+  CHECK(region->write(0, bytes_of(4096, 1))->status == Status::ok);
+  auto given = region->hand_over({.client = 1, .generation = 1}, true);
+  REQUIRE(ftruncate(given->fd.get(), 0) == 0);
+  auto page = bytes_of(4096, 9);
+  CHECK(region->read(0, page)->status == Status::not_present);
+  CHECK(region->write(0, page)->status == Status::not_present);
+}
+
+TEST_CASE("a region grows in place while nobody holds it, and moves when somebody does") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
+  CHECK(region->write(0, bytes_of(4096, 1))->status == Status::ok);
+  CHECK(region->resize(2 * kMiB) == Status::ok);
+  auto given = region->hand_over({.client = 1, .generation = 1}, false);
+  CHECK(write(given->fd.get(), "x", 1) < 0);  // read-only
+  CHECK(region->resize(3 * kMiB) == Status::ok);
+  CHECK(lseek(given->fd.get(), 0, SEEK_END) == 0);
+  auto page = bytes_of(4096, 0);
+  CHECK(region->read(0, page)->status == Status::ok);
+  CHECK(page == bytes_of(4096, 1));
+  CHECK(region->read(3 * kMiB - 4096, page)->status == Status::ok);
+  CHECK(page == bytes_of(4096, 0));
+}
+
+TEST_CASE("records are bounded in number and in bytes") {
+  MemoryAccount account(0);
+  auto region = make(account, {.id = 1, .bytes = 4096, .thin = true});
+  CHECK(region->put_record(1, bytes_of(protocol::kMaxRecordBytes + 1, 1))->status == Status::bad_request);
+  uint64_t kept = 0;
+  while (region->put_record(kept, bytes_of(kMiB, 1))->status == Status::ok) ++kept;
+  CHECK(kept == 63);
+  CHECK(region->put_record(0, bytes_of(10, 1))->status == Status::ok);
+  CHECK(region->put_record(1000, bytes_of(kMiB - 96, 1))->status == Status::ok);
+  for (uint64_t ino = 0; ino < 64; ++ino) CHECK(region->remove_record(ino)->status == Status::ok);
+  std::vector<RecordInfo> records;
+  region->append_records(records);
+  CHECK(records.size() == 1);
+}

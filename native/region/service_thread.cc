@@ -1,0 +1,239 @@
+#include "region/service_thread.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "base/assert.h"
+#include "base/clock.h"
+
+namespace extmem::region {
+
+namespace {
+
+constexpr uint64_t kMillisecond = 1'000'000;
+constexpr uint64_t kHandshakeNs = protocol::kHandshakeTimeoutMs * kMillisecond;
+/// A parked connection's wait: a region that moves takes from a millisecond to a second.
+constexpr int kParkedMs = 1;
+constexpr int kTickMs = 100;
+constexpr unsigned kHotTurns = 16;
+constexpr size_t kMaxConnections = 4096;
+constexpr size_t kMaxStrangers = 256;
+constexpr unsigned kServerUserTimeoutMs = 10'000;
+
+}  // namespace
+
+ServiceThread::ServiceThread(Service& service, uint64_t poll_ns)
+    : service_(service),
+      poll_ns_(poll_ns),
+      epoll_fd_(epoll_create1(EPOLL_CLOEXEC)),
+      wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  EXTMEM_ASSERT(epoll_fd_ && wake_fd_);
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = this}};
+  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, wake_fd_.get(), &event) == 0);
+}
+
+ServiceThread::~ServiceThread() { stop(); }
+
+void ServiceThread::listen(UniqueFd fd, Connection::Kind kind, Distribute distribute) {
+  distribute_ = std::move(distribute);
+  listeners_.push_back(std::make_unique<Listener>(Listener{.fd = std::move(fd), .kind = kind}));
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = listeners_.back().get()}};
+  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, listeners_.back()->fd.get(), &event) == 0);
+}
+
+void ServiceThread::start() {
+  // Signals are the process's main thread's; and sendfile(2) to a closed socket would raise SIGPIPE here.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] { run(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void ServiceThread::stop() {
+  stopping_.store(true, std::memory_order_release);
+  uint64_t one = 1;
+  [[maybe_unused]] auto written = write(wake_fd_.get(), &one, sizeof one);
+  if (thread_.joinable()) thread_.join();
+  connections_.clear();
+  strangers_.clear();
+  parked_.clear();
+  hot_ = nullptr;
+  listeners_.clear();
+  std::lock_guard guard(adopted_lock_);
+  adopted_.clear();
+}
+
+void ServiceThread::adopt(UniqueFd fd, Connection::Kind kind) {
+  if (kind == Connection::Kind::tcp) set_tcp_options(fd.get(), kServerUserTimeoutMs);
+  auto connection = std::make_shared<Connection>(std::move(fd), kind, service_);
+  {
+    std::lock_guard guard(adopted_lock_);
+    adopted_.push_back(std::move(connection));
+  }
+  uint64_t one = 1;
+  [[maybe_unused]] auto written = write(wake_fd_.get(), &one, sizeof one);
+}
+
+void ServiceThread::run() {
+  for (unsigned turn = 0; !stopping_.load(std::memory_order_acquire); ++turn) {
+    const uint64_t now = monotonic_ns();
+    const int timeout = timeout_ms(now);
+    const bool operated = timeout == 0 && advance_hot();
+    if (operated) last_operation_ns_ = now;
+    if (operated || timeout != 0) governor_.interrupt(operated);
+    // While one connection keeps us busy, the others are looked at now and then; an idle turn looks at all.
+    if (operated && turn % kHotTurns != 0) continue;
+    if (wait(timeout)) governor_.interrupt(true);
+    if (!parked_.empty()) retry_parked();
+    if (!strangers_.empty() || accept_again_ns_ != 0) drop_overdue(monotonic_ns());
+  }
+}
+
+/// Asks the connection that was served last without going through epoll; whether it had something.
+bool ServiceThread::advance_hot() {
+  if (hot_ == nullptr) return false;
+  Connection& connection = *hot_;
+  const auto kept = connections_.find(&connection)->second.connection;
+  advance(connection);
+  return kept->progressed();
+}
+
+bool ServiceThread::wait(int timeout) {
+  std::array<epoll_event, 64> events;
+  const int count = epoll_wait(epoll_fd_.get(), events.data(), static_cast<int>(events.size()), timeout);
+  if (count <= 0) return false;
+  const uint64_t now = monotonic_ns();
+  bool operated = false;
+  for (int index = 0; index < count; ++index) operated |= handle(events[static_cast<size_t>(index)].data.ptr, now);
+  if (operated) last_operation_ns_ = now;
+  return true;
+}
+
+int ServiceThread::timeout_ms(uint64_t now) {
+  if (now - last_operation_ns_ < poll_ns_ && governor_.may_poll(now)) return 0;
+  if (!parked_.empty()) return kParkedMs;
+  return strangers_.empty() && accept_again_ns_ == 0 ? -1 : kTickMs;
+}
+
+/// Whether it was a client that was served.
+bool ServiceThread::handle(void* target, uint64_t now) {
+  if (target == this) {
+    uint64_t wakes;
+    [[maybe_unused]] auto got = read(wake_fd_.get(), &wakes, sizeof wakes);
+    take_adopted();
+    return false;
+  }
+  for (auto& listener : listeners_) {
+    if (target != listener.get()) continue;
+    accept_all(*listener, now);
+    return false;
+  }
+  auto* connection = static_cast<Connection*>(target);
+  if (!connections_.contains(connection)) return false;
+  advance(*connection);
+  return true;
+}
+
+void ServiceThread::accept_all(Listener& listener, uint64_t now) {
+  for (;;) {
+    UniqueFd fd(accept4(listener.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (fd) {
+      distribute_(std::move(fd), listener.kind);
+      continue;
+    }
+    if (errno == EINTR || errno == ECONNABORTED) continue;
+    if (errno != EAGAIN) pause_accepting(now);
+    return;
+  }
+}
+
+/// Out of descriptors or memory: the pending connection stays ready, and asking again at once would spin.
+void ServiceThread::pause_accepting(uint64_t now) {
+  accept_again_ns_ = now + kTickMs * kMillisecond;
+  for (auto& listener : listeners_) {
+    epoll_event event{.events = 0, .data = {.ptr = listener.get()}};
+    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, listener->fd.get(), &event);
+  }
+}
+
+void ServiceThread::take_adopted() {
+  std::vector<std::shared_ptr<Connection>> fresh;
+  {
+    std::lock_guard guard(adopted_lock_);
+    fresh.swap(adopted_);
+  }
+  for (auto& connection : fresh) {
+    if (connections_.size() >= kMaxConnections) continue;
+    Connection& taken = *connection;
+    epoll_event event{.events = EPOLLIN, .data = {.ptr = &taken}};
+    if (epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, taken.fd(), &event) != 0) continue;
+    connections_.emplace(&taken, Entry{.connection = std::move(connection), .events = EPOLLIN});
+    strangers_.push_back(&taken);
+  }
+}
+
+void ServiceThread::advance(Connection& connection) {
+  if (hot_ == &connection) hot_ = nullptr;
+  switch (connection.advance()) {
+    case Connection::Wants::read:
+      hot_ = &connection;
+      return watch(connection, EPOLLIN);
+    case Connection::Wants::write:
+      return watch(connection, EPOLLOUT);
+    case Connection::Wants::retry:
+      watch(connection, 0);
+      if (std::find(parked_.begin(), parked_.end(), &connection) == parked_.end()) parked_.push_back(&connection);
+      return;
+    case Connection::Wants::close:
+      return remove(connection);
+  }
+}
+
+void ServiceThread::watch(Connection& connection, uint32_t wanted) {
+  Entry& entry = connections_.at(&connection);
+  if (entry.events == wanted) return;
+  entry.events = wanted;
+  epoll_event event{.events = wanted, .data = {.ptr = &connection}};
+  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, connection.fd(), &event);
+}
+
+void ServiceThread::remove(Connection& connection) {
+  if (hot_ == &connection) hot_ = nullptr;
+  std::erase(strangers_, &connection);
+  std::erase(parked_, &connection);
+  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, connection.fd(), nullptr);
+  connections_.erase(&connection);
+}
+
+void ServiceThread::retry_parked() {
+  std::vector<Connection*> parked;
+  parked.swap(parked_);
+  for (Connection* connection : parked) {
+    if (connections_.contains(connection)) advance(*connection);
+  }
+}
+
+void ServiceThread::drop_overdue(uint64_t now) {
+  std::erase_if(strangers_, [](Connection* one) { return one->authenticated(); });
+  while (!strangers_.empty() &&
+         (strangers_.size() > kMaxStrangers || now - strangers_.front()->accepted_ns() > kHandshakeNs)) {
+    strangers_.front()->report_slow_handshake();
+    remove(*strangers_.front());
+  }
+  if (accept_again_ns_ == 0 || now < accept_again_ns_) return;
+  accept_again_ns_ = 0;
+  for (auto& listener : listeners_) {
+    epoll_event event{.events = EPOLLIN, .data = {.ptr = listener.get()}};
+    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, listener->fd.get(), &event);
+  }
+}
+
+}  // namespace extmem::region

@@ -1,0 +1,78 @@
+// A serving thread: its connections, its listeners (the first thread's), its epoll. It polls for a while after the last
+// operation, because waking it up costs a client several times what the operation does, then sleeps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/poll_governor.h"
+#include "base/socket.h"
+#include "region/connection.h"
+
+namespace extmem::region {
+
+class ServiceThread {
+ public:
+  /// Where an accepted socket goes: any thread's adopt().
+  using Distribute = std::function<void(UniqueFd fd, Connection::Kind kind)>;
+
+  ServiceThread(Service& service, uint64_t poll_ns);
+  ~ServiceThread();
+  /// Before start().
+  void listen(UniqueFd fd, Connection::Kind kind, Distribute distribute);
+  void start();
+  void stop();
+  /// Any thread.
+  void adopt(UniqueFd fd, Connection::Kind kind);
+
+ private:
+  struct Listener {
+    UniqueFd fd;
+    Connection::Kind kind;
+  };
+  void run();
+  bool wait(int timeout);
+  bool advance_hot();
+  int timeout_ms(uint64_t now);
+  bool handle(void* target, uint64_t now);
+  void accept_all(Listener& listener, uint64_t now);
+  void pause_accepting(uint64_t now);
+  void take_adopted();
+  void advance(Connection& connection);
+  void watch(Connection& connection, uint32_t events);
+  void remove(Connection& connection);
+  void retry_parked();
+  void drop_overdue(uint64_t now);
+
+  Service& service_;
+  const uint64_t poll_ns_;
+  UniqueFd epoll_fd_, wake_fd_;
+  std::vector<std::unique_ptr<Listener>> listeners_;
+  Distribute distribute_;
+  std::thread thread_;
+  std::atomic<bool> stopping_{false};
+
+  std::mutex adopted_lock_;
+  std::vector<std::shared_ptr<Connection>> adopted_;
+
+  // The thread's own.
+  struct Entry {
+    std::shared_ptr<Connection> connection;
+    uint32_t events;
+  };
+  std::unordered_map<Connection*, Entry> connections_;
+  std::vector<Connection*> strangers_;  // not authenticated, oldest first
+  std::vector<Connection*> parked_;     // wait for a region that is being changed
+  Connection* hot_ = nullptr;           // served last, and waits for requests
+  uint64_t last_operation_ns_ = 0;
+  PollGovernor governor_;
+  uint64_t accept_again_ns_ = 0;  // not 0: out of descriptors, accepting is paused
+};
+
+}  // namespace extmem::region
