@@ -1,0 +1,329 @@
+/**
+ * An appliance: donates memory to the cluster. The native region server serves the data to clients by itself; this side tells the
+ * manager that we are here and does what it asks (make, resize, destroy, punch regions; fence clients).
+ *
+ * Invariants: one incarnation for the life of this object, whatever happens to the manager: while it is away, data goes on being
+ * served, and we return to it with the same regions. Nothing of a client that the manager declared dead is served after a hello.
+ * A manager with another cluster key is another cluster: it is refused, never obeyed.
+ */
+import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import { applianceOperations, appliancePushes, type ApplianceInfo } from '../base/messages.js';
+import { PROTOCOL_VERSION } from '../base/protocol.js';
+import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
+import { formatSize } from '../base/size.js';
+import type { RegionServer, RegionServerOptions } from '../binding/index.js';
+import { findLocalAddress } from './local_address.js';
+import { availableBytes } from './memory.js';
+
+export interface ApplianceOptions {
+  manager: string; // host:port or URL
+  token: string;
+  ca?: string | undefined;
+  id: string;
+  memoryBytes: number;
+  listen?: { address?: string | undefined; port?: number | undefined } | undefined;
+  advertise?: string | undefined;
+  threads?: number | undefined;
+  /** More than is available now may be donated. */
+  force?: boolean | undefined;
+  logger: Logger;
+  startServer(options: RegionServerOptions): RegionServer;
+}
+
+export interface Appliance {
+  readonly id: string;
+  readonly incarnation: number;
+  readonly address: string;
+  readonly port: number;
+  status(): Record<string, unknown>;
+  /** undefined: registered with the manager. */
+  unhealthy(): string | undefined;
+  /** Leaves the cluster with a goodbye; idempotent. */
+  close(): Promise<void>;
+}
+
+type ManagerSession = Session<typeof applianceOperations, typeof appliancePushes>;
+
+const goodbyeTimeoutMs = 2000;
+const firstBackoffMs = 100;
+const longestBackoffMs = 3000;
+
+/** Connects, registers, and serves until close(). Rejects when the first registration fails; later failures are retried. */
+export async function startAppliance(options: ApplianceOptions): Promise<Appliance> {
+  checkMemory(options.memoryBytes, options.force ?? false);
+  const localAddress = await findLocalAddress(options.manager);
+  const member = new Member(options, localAddress);
+  await member.begin();
+  return member;
+}
+
+function checkMemory(memoryBytes: number, force: boolean): void {
+  if (memoryBytes < 1) throw new ExtmemError('EINVAL', 'an appliance must donate some memory; say how much with --memory, as in 8G');
+  const available = availableBytes();
+  if (memoryBytes > available && !force) {
+    throw new ExtmemError(
+      'ENOMEM',
+      `cannot donate ${formatSize(memoryBytes)}: only ${formatSize(available)} are available here now; donate less, or add --force`,
+    );
+  }
+}
+
+class Member implements Appliance {
+  readonly id: string;
+  readonly incarnation = randomBytes(6).readUIntBE(0, 6) || 1;
+  readonly address: string;
+
+  private server: RegionServer | undefined;
+  private clusterKey: Uint8Array | undefined;
+  private session: ManagerSession | undefined;
+  private readonly closing = new AbortController();
+  private closed: Promise<void> | undefined;
+  private following: Promise<void> | undefined;
+  private problem: string | undefined = 'not registered yet';
+  private readonly log: Logger;
+
+  constructor(
+    private readonly options: ApplianceOptions,
+    private readonly localAddress: string,
+  ) {
+    this.id = options.id;
+    const listen = options.listen?.address;
+    const anywhere = listen === undefined || listen === '0.0.0.0' || listen === '::';
+    this.address = options.advertise ?? (anywhere ? localAddress : listen);
+    this.log = options.logger.child({ appliance: options.id });
+  }
+
+  get port(): number {
+    return this.server?.port ?? 0;
+  }
+
+  async begin(): Promise<void> {
+    try {
+      await this.register();
+    } catch (error) {
+      this.session?.close('could not register');
+      this.server?.close();
+      throw error;
+    }
+    this.following = this.follow();
+  }
+
+  status(): Record<string, unknown> {
+    const { server } = this;
+    return {
+      id: this.id,
+      incarnation: this.incarnation,
+      address: this.address,
+      port: this.port,
+      registered: this.problem === undefined,
+      memory: server?.memory() ?? {},
+      counters: server?.counters() ?? {},
+    };
+  }
+
+  unhealthy(): string | undefined {
+    return this.problem;
+  }
+
+  close(): Promise<void> {
+    this.closed ??= this.leave();
+    return this.closed;
+  }
+
+  private async leave(): Promise<void> {
+    this.closing.abort();
+    this.problem = 'closing';
+    const { session } = this;
+    if (session?.isOpen === true) {
+      await session
+        .call('goodbye', {}, { timeoutMs: goodbyeTimeoutMs })
+        .catch((error: unknown) => this.log.warn({ err: error }, 'the manager did not answer our goodbye'));
+      session.close('appliance closed');
+    }
+    await this.following;
+    this.server?.close();
+  }
+
+  /** One registration: connect, join, serve (the first time), hello. */
+  private async register(): Promise<void> {
+    const { options } = this;
+    const session: ManagerSession = await connectSession(
+      sessionUrl(options.manager, 'appliances'),
+      options.token,
+      { out: applianceOperations, in: appliancePushes },
+      this.handlers(),
+      {
+        ...(options.ca === undefined ? {} : { ca: options.ca }),
+        onError: (error) => this.log.error({ err: error }, 'session with the manager'),
+      },
+    );
+    this.session = session;
+    try {
+      const { clusterKey } = await session.call('join', { version: PROTOCOL_VERSION, id: this.id });
+      this.acceptCluster(clusterKey);
+      this.server ??= this.serve(clusterKey);
+      const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe() });
+      // Before anything is awaited: a region that the manager asks for after this answer must not be taken for unknown.
+      this.destroyUnknown(new Set(welcome.regions));
+      await Promise.all(welcome.fenced.map(({ client, generation }) => this.running().fenceClient(client, generation)));
+      this.beat(session, welcome.heartbeatMs);
+      this.problem = undefined;
+    } catch (error) {
+      session.close('registration failed');
+      throw error;
+    }
+  }
+
+  private acceptCluster(key: Uint8Array): void {
+    if (this.clusterKey !== undefined && !(key.length === this.clusterKey.length && timingSafeEqual(key, this.clusterKey))) {
+      throw new ExtmemError(
+        'ECLUSTER',
+        `the manager at ${this.options.manager} now belongs to another cluster (its state was lost or replaced); the regions here go on being served to their clients; restart this appliance to join the new cluster`,
+      );
+    }
+    this.clusterKey = Uint8Array.from(key);
+  }
+
+  private serve(clusterKey: Uint8Array): RegionServer {
+    const { options } = this;
+    const listenAddress = options.listen?.address ?? this.localAddress;
+    const port = options.listen?.port ?? 0;
+    try {
+      return options.startServer({
+        listenAddress,
+        port,
+        linkName: `extmem/${this.id}/${this.incarnation}`,
+        clusterKey,
+        incarnation: this.incarnation,
+        donatedBytes: options.memoryBytes,
+        threads: options.threads ?? Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2))),
+        onRefused: (peer, why) => this.log.warn({ peer, why }, 'connection refused'),
+      });
+    } catch (error) {
+      const { code, message } = toExtmemError(error);
+      throw new ExtmemError(code, `cannot serve memory on ${listenAddress}:${port}: ${message}; choose another --listen address`, {
+        cause: error,
+      });
+    }
+  }
+
+  private describe(): ApplianceInfo {
+    return {
+      id: this.id,
+      hostId: readHostId(),
+      address: this.address,
+      port: this.port,
+      linkName: `extmem/${this.id}/${this.incarnation}`,
+      incarnation: this.incarnation,
+      ...this.running().memory(),
+      state: 'up',
+    };
+  }
+
+  private destroyUnknown(known: ReadonlySet<number>): void {
+    const server = this.running();
+    for (const { region } of server.listRegions()) {
+      if (known.has(region)) continue;
+      this.log.info({ region }, 'destroying a region that the manager does not know');
+      server.destroyRegion(region);
+    }
+  }
+
+  private beat(session: ManagerSession, heartbeatMs: number): void {
+    const timer = setInterval(() => {
+      // A lost heartbeat needs no answer here: the session ends by itself when the manager is silent.
+      session.call('heartbeat', this.running().memory()).catch(() => undefined);
+    }, heartbeatMs);
+    void session.closed.then(() => clearInterval(timer));
+  }
+
+  /** Waits for the session's end, then comes back to the manager, until close(). */
+  private async follow(): Promise<void> {
+    let backoffMs = firstBackoffMs;
+    while (!this.closing.signal.aborted) {
+      if (this.session?.isOpen === true) {
+        const reason = await this.session.closed;
+        if (this.closing.signal.aborted) return;
+        this.problem = `no manager: ${reason.message}`;
+        this.log.warn({ why: reason.message }, 'the manager is gone; data goes on being served while we look for it');
+        backoffMs = firstBackoffMs;
+      }
+      await sleep(backoffMs * (0.5 + Math.random() / 2), undefined, { signal: this.closing.signal }).catch(() => undefined);
+      if (this.closing.signal.aborted) return;
+      try {
+        await this.register();
+        this.log.info('registered with the manager again');
+      } catch (error) {
+        this.tellOnce(toExtmemError(error));
+        backoffMs = Math.min(backoffMs * 2, longestBackoffMs);
+      }
+    }
+  }
+
+  /** The same failure again and again is one line in the log. */
+  private tellOnce(error: ExtmemError): void {
+    const problem = `no manager: ${error.message}`;
+    if (this.problem !== problem) this.log.warn({ code: error.code }, error.message);
+    this.problem = problem;
+  }
+
+  private running(): RegionServer {
+    if (this.server === undefined) throw new ExtmemError('EAGAIN', 'this appliance does not serve yet');
+    return this.server;
+  }
+
+  /** What the manager may ask. Errors of the region server keep their code. */
+  private handlers(): Handlers<typeof appliancePushes> {
+    const on = <Ask, Answer>(act: (server: RegionServer, ask: Ask) => Answer) => {
+      return (ask: Ask): Answer => {
+        try {
+          return act(this.running(), ask);
+        } catch (error) {
+          throw toExtmemError(error);
+        }
+      };
+    };
+    const done = {};
+    return {
+      createRegion: on((server, { region, bytes, thin }) => (server.createRegion(region, bytes, thin), done)),
+      resizeRegion: on((server, { region, bytes }) => (server.resizeRegion(region, bytes), done)),
+      destroyRegions: on((server, { regions }) => {
+        for (const region of regions) destroyIfThere(server, region);
+        return done;
+      }),
+      punch: on((server, { pieces }) => {
+        for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
+        return done;
+      }),
+      fence: on((server, { client, generation }) => server.fenceClient(client, generation).then(() => done)),
+      listRegions: on((server) => ({ regions: server.listRegions() })),
+      listRecords: on((server) => ({ records: server.listRecords() })),
+      removeRecord: on((server, { region, ino }) => (server.removeRecord(region, ino), done)),
+    };
+  }
+}
+
+/** Asked again after a lost answer, a destruction finds nothing: that is what was wanted. */
+function destroyIfThere(server: RegionServer, region: number): void {
+  try {
+    server.destroyRegion(region);
+  } catch (error) {
+    if (toExtmemError(error).code !== 'ENOENT') throw error;
+  }
+}
+
+/** Two processes with the same boot id share memory and a kernel: that is what `same host` means to shm. */
+function readHostId(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+}
+
+function toExtmemError(error: unknown): ExtmemError {
+  if (error instanceof ExtmemError) return error;
+  const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'EIO';
+  return new ExtmemError(code, error instanceof Error ? error.message : String(error), { cause: error });
+}

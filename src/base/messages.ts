@@ -1,0 +1,311 @@
+/**
+ * What clients, appliances and the manager say to each other on their sessions (one WebSocket each, MessagePack frames,
+ * requests in both directions, answered by id; see session.ts). Requests of one side arrive in the order they were sent.
+ *
+ * Numbers are safe integers (below 2^53): inode, region and client ids, sizes, offsets. Times are [seconds, nanoseconds].
+ * `record` is a file record as protocol.json's RecordHeader describes it (file_record.ts encodes and decodes it).
+ */
+import { Type, type Static, type TSchema } from '@sinclair/typebox';
+
+const Id = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const Blob = Type.Uint8Array();
+export const Time = Type.Tuple([Type.Integer(), Type.Integer({ minimum: 0, maximum: 999_999_999 })]);
+export type Time = Static<typeof Time>;
+/** One path component, 1 to 255 bytes of UTF-8, without '/' and NUL. */
+const Name = Type.String({ minLength: 1, maxLength: 255 });
+
+export const InodeKind = Type.Union([
+  Type.Literal('file'),
+  Type.Literal('directory'),
+  Type.Literal('symlink'),
+  Type.Literal('fifo'),
+  Type.Literal('socket'),
+  Type.Literal('character'),
+  Type.Literal('block'),
+]);
+export type InodeKind = Static<typeof InodeKind>;
+
+/** stat(2) of an inode. `change` counts every change of data or attributes; `blocks` are 512-byte units held in regions. */
+export const Attr = Type.Object({
+  ino: Id,
+  kind: InodeKind,
+  mode: Type.Integer(), // permission bits only (07777)
+  uid: Type.Integer(),
+  gid: Type.Integer(),
+  nlink: Type.Integer(),
+  rdev: Type.Integer(),
+  size: Bytes,
+  blocks: Bytes,
+  atime: Time,
+  mtime: Time,
+  ctime: Time,
+  change: Bytes,
+});
+export type Attr = Static<typeof Attr>;
+
+/** What a client may cache of a file. */
+export const DelegationMode = Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write'), Type.Literal('shared')]);
+export type DelegationMode = Static<typeof DelegationMode>;
+
+/** A region as it is handed to a client: where, and the right to use it. `used` ([offset, length] pairs) only in provisions. */
+export const RegionGrant = Type.Object({
+  region: Id,
+  bytes: Bytes,
+  appliance: Type.String(),
+  incarnation: Id,
+  capability: Blob, // protocol Capability, encoded
+  used: Type.Optional(Type.Array(Type.Tuple([Bytes, Bytes]))),
+});
+export type RegionGrant = Static<typeof RegionGrant>;
+
+export const ApplianceInfo = Type.Object({
+  id: Type.String({ minLength: 1, maxLength: 64 }),
+  hostId: Type.String(),
+  address: Type.String(),
+  port: Type.Integer({ minimum: 1, maximum: 65535 }),
+  linkName: Type.String(),
+  incarnation: Id,
+  donatedBytes: Bytes,
+  reservedBytes: Bytes,
+  residentBytes: Bytes,
+  state: Type.Union([Type.Literal('up'), Type.Literal('down')]),
+});
+export type ApplianceInfo = Static<typeof ApplianceInfo>;
+
+export const RegionPiece = Type.Object({ region: Id, offset: Bytes, length: Bytes });
+export type RegionPiece = Static<typeof RegionPiece>;
+
+/** The file as a client needs it to read and write: which mode was granted, where its bytes are, and the regions to attach. */
+export const FileGrant = Type.Object({
+  mode: DelegationMode,
+  attr: Attr,
+  record: Blob,
+  regions: Type.Array(RegionGrant),
+});
+export type FileGrant = Static<typeof FileGrant>;
+
+export const Lock = Type.Object({
+  ino: Id,
+  owner: Type.String(), // the kernel's lock owner, hexadecimal; the manager prefixes the client
+  flock: Type.Boolean(),
+  type: Type.Union([Type.Literal('read'), Type.Literal('write'), Type.Literal('unlock')]),
+  start: Bytes,
+  end: Bytes, // inclusive; MAX_SAFE_INTEGER means to the end of the file
+  pid: Type.Integer(),
+});
+export type Lock = Static<typeof Lock>;
+
+export const LayoutName = Type.Union([Type.Literal('concat'), Type.Literal('stripe')]);
+export type LayoutName = Static<typeof LayoutName>;
+
+export const SetAttr = Type.Object({
+  mode: Type.Optional(Type.Integer()),
+  uid: Type.Optional(Type.Integer()),
+  gid: Type.Optional(Type.Integer()),
+  size: Type.Optional(Bytes),
+  atime: Type.Optional(Time),
+  mtime: Type.Optional(Time),
+  ctime: Type.Optional(Time),
+});
+export type SetAttr = Static<typeof SetAttr>;
+
+/** `cacheable` false: somebody writes to the file, only getattr knows its present attributes. */
+export const DirectoryEntry = Type.Object({ name: Name, cookie: Bytes, attr: Attr, cacheable: Type.Optional(Type.Boolean()) });
+
+const Empty = Type.Object({});
+
+/** One operation: what is asked, what is answered. Failures are errors with a `code` (errors.ts), mostly an errno name. */
+function operation<Ask extends TSchema, Answer extends TSchema>(ask: Ask, answer: Answer) {
+  return { ask, answer };
+}
+
+/** Asked by a client (a mount) of the manager. */
+export const clientOperations = {
+  /** First on the session. `resume` names an earlier session of the same process: within its lease it keeps its delegations. */
+  hello: operation(
+    Type.Object({
+      version: Type.Integer(),
+      name: Type.String({ maxLength: 128 }),
+      hostId: Type.String(),
+      resume: Type.Optional(Type.Object({ client: Id, generation: Type.Integer(), secret: Type.String() })),
+    }),
+    Type.Object({
+      client: Id,
+      generation: Type.Integer(),
+      secret: Type.String(),
+      key: Blob, // towards the appliances: HMAC(cluster key, 'E' | client | generation)
+      resumed: Type.Boolean(),
+      leaseMs: Type.Integer(),
+      rootIno: Id,
+      cluster: Type.String(),
+      appliances: Type.Array(ApplianceInfo),
+    }),
+  ),
+  /** Keeps the lease; every other request does so too. */
+  renew: operation(Empty, Empty),
+  /** attr absent: no such name (a negative entry that may be cached). The client is told before anybody changes the entry. */
+  lookup: operation(Type.Object({ parent: Id, name: Name }), Type.Object({ attr: Type.Optional(Attr), cacheable: Type.Boolean() })),
+  getattr: operation(Type.Object({ ino: Id }), Type.Object({ attr: Attr, cacheable: Type.Boolean() })),
+  /** With `size`: others' caches are recalled first; `record` is the caller's current one if it holds the write delegation. */
+  setattr: operation(
+    Type.Object({ ino: Id, set: SetAttr, record: Type.Optional(Blob) }),
+    Type.Object({ attr: Attr, record: Type.Optional(Blob) }),
+  ),
+  readlink: operation(Type.Object({ ino: Id }), Type.Object({ target: Type.String() })),
+  readdir: operation(
+    Type.Object({ ino: Id, cookie: Bytes, limit: Type.Integer({ minimum: 1, maximum: 4096 }) }),
+    Type.Object({ entries: Type.Array(DirectoryEntry), end: Type.Boolean() }),
+  ),
+  /** Makes a name. With `open`, a file is opened for writing in the same step. `exclusive`: EEXIST if there; otherwise what is there is answered. */
+  create: operation(
+    Type.Object({
+      parent: Id,
+      name: Name,
+      kind: InodeKind,
+      mode: Type.Integer(),
+      uid: Type.Integer(),
+      gid: Type.Integer(),
+      rdev: Type.Integer(),
+      target: Type.Optional(Type.String({ maxLength: 4095 })),
+      open: Type.Boolean(),
+      exclusive: Type.Boolean(),
+    }),
+    Type.Object({ attr: Attr, grant: Type.Optional(FileGrant) }),
+  ),
+  link: operation(Type.Object({ ino: Id, newParent: Id, newName: Name }), Type.Object({ attr: Attr })),
+  /** directory: rmdir. Answers the inode's remaining attributes (nlink 0: it lives until its last holder releases it). */
+  unlink: operation(Type.Object({ parent: Id, name: Name, directory: Type.Boolean() }), Type.Object({ attr: Attr })),
+  /** exchange and noReplace as in renameat2(2). `replaced`: the inode that lost this name. */
+  rename: operation(
+    Type.Object({
+      parent: Id,
+      name: Name,
+      newParent: Id,
+      newName: Name,
+      noReplace: Type.Boolean(),
+      exchange: Type.Boolean(),
+    }),
+    Type.Object({ replaced: Type.Optional(Attr), moved: Attr }),
+  ),
+  getxattrs: operation(Type.Object({ ino: Id }), Type.Object({ xattrs: Type.Record(Type.String(), Blob) })),
+  /** value absent: removed (ENODATA if it was not there). create / replace as in setxattr(2). */
+  setxattr: operation(
+    Type.Object({
+      ino: Id,
+      name: Type.String({ minLength: 1, maxLength: 255 }),
+      value: Type.Optional(Blob),
+      create: Type.Boolean(),
+      replace: Type.Boolean(),
+    }),
+    Type.Object({ attr: Attr }),
+  ),
+  statfs: operation(Empty, Type.Object({ totalBytes: Bytes, freeBytes: Bytes, files: Bytes })),
+
+  /** A delegation: asked for at open (mode read or write); the answer may be `shared`. Held until released or recalled. */
+  acquire: operation(Type.Object({ ino: Id, mode: Type.Union([Type.Literal('read'), Type.Literal('write')]) }), FileGrant),
+  /** Gives a delegation back (no handle is open any more). An unlinked inode goes with its last holder. */
+  release: operation(Type.Object({ ino: Id, record: Type.Optional(Blob) }), Empty),
+  /** Records of files whose write delegation is held: size, times, change counter and extents become the manager's. Answered when they survive its death. */
+  commit: operation(
+    Type.Object({ records: Type.Array(Blob) }),
+    Type.Object({ failed: Type.Array(Type.Object({ ino: Id, code: Type.String() })) }),
+  ),
+  /** Frees a range of the file (fallocate PUNCH_HOLE on page boundaries); the new record is answered. */
+  punch: operation(Type.Object({ ino: Id, offset: Bytes, length: Bytes, record: Type.Optional(Blob) }), Type.Object({ record: Blob })),
+  /** Shared mode: extents proposed by the caller for holes in the file; those of whoever came first count. Unused pieces go back to the caller. */
+  extend: operation(
+    Type.Object({ ino: Id, record: Blob }),
+    Type.Object({ record: Blob, regions: Type.Array(RegionGrant), unused: Type.Array(RegionPiece) }),
+  ),
+  /** Shared mode: this range was just written; answered when all other holders have dropped it from their caches. */
+  wrote: operation(Type.Object({ ino: Id, offset: Bytes, length: Bytes, mtime: Time }), Type.Object({ attr: Attr })),
+
+  /** More room to carve files from: regions of this client's own, spread over the appliances (or these only). ENOSPC when there is none at all. */
+  provision: operation(
+    Type.Object({ bytes: Bytes, appliances: Type.Optional(Type.Array(Type.String())) }),
+    Type.Object({ regions: Type.Array(RegionGrant) }),
+  ),
+  /** Grants for regions that a record names but the caller does not know. */
+  regions: operation(Type.Object({ regions: Type.Array(Id) }), Type.Object({ regions: Type.Array(RegionGrant) })),
+
+  getlk: operation(Lock, Type.Object({ conflict: Type.Optional(Lock) })),
+  /** wait: answered when the lock is granted. `waiter` names the wait for cancelLock (EINTR is then answered). EAGAIN if taken and not wait. */
+  setlk: operation(Type.Object({ lock: Lock, wait: Type.Boolean(), waiter: Type.Optional(Type.String()) }), Empty),
+  cancelLock: operation(Type.Object({ waiter: Type.String() }), Empty),
+  goodbye: operation(Empty, Empty), // clean unmount: delegations, locks, provision given back; no fence needed
+} as const;
+
+/** Asked by the manager of a client. */
+export const clientPushes = {
+  /** Flush, then keep no more than `to`. The answer says how the file is still open here, its newest record, and the locks it held by itself. */
+  recall: operation(
+    Type.Object({ ino: Id, to: DelegationMode }),
+    Type.Object({
+      open: Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write')]),
+      record: Type.Optional(Blob),
+      locks: Type.Array(Lock),
+    }),
+  ),
+  /** The delegation is now this (the others went away). The kernel's pages are dropped before caching begins. */
+  grant: operation(Type.Object({ grant: FileGrant }), Empty),
+  /** Current attributes of a file that this client holds for writing. */
+  attributes: operation(Type.Object({ ino: Id }), Type.Object({ record: Type.Optional(Blob) })),
+  /** Drop cached names (also in the kernel). Answered when done. */
+  invalidateEntries: operation(Type.Object({ entries: Type.Array(Type.Object({ parent: Id, name: Name })) }), Empty),
+  /** Drop cached attributes, and data of the range when length > 0 (length -1: to the end). attr: the new ones. */
+  invalidate: operation(
+    Type.Object({ ino: Id, offset: Bytes, length: Type.Integer(), attr: Type.Optional(Attr), record: Type.Optional(Blob) }),
+    Empty,
+  ),
+  /** Pieces of this client's provision that are free again (zeroed). */
+  freed: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  /** Appliances that joined, left, or came back with another incarnation; regions that are gone for good. */
+  appliances: operation(Type.Object({ appliances: Type.Array(ApplianceInfo), lostRegions: Type.Array(Id) }), Empty),
+} as const;
+
+/** Asked by an appliance of the manager. */
+export const applianceOperations = {
+  /** First on every session, before the appliance can serve (and so knows its port): what it needs to begin. */
+  join: operation(
+    Type.Object({ version: Type.Integer(), id: Type.String({ minLength: 1, maxLength: 64 }) }),
+    Type.Object({ clusterKey: Blob }),
+  ),
+  hello: operation(
+    Type.Object({ version: Type.Integer(), appliance: ApplianceInfo }),
+    Type.Object({
+      clusterKey: Blob,
+      heartbeatMs: Type.Integer(),
+      /** Clients whose grants up to that generation are dead: to be fenced before anything is served. */
+      fenced: Type.Array(Type.Object({ client: Id, generation: Type.Integer() })),
+      /** Regions of this incarnation that the manager knows; any other is to be destroyed. */
+      regions: Type.Array(Id),
+    }),
+  ),
+  heartbeat: operation(Type.Object({ donatedBytes: Bytes, reservedBytes: Bytes, residentBytes: Bytes }), Empty),
+  goodbye: operation(Empty, Empty),
+} as const;
+
+export const RegionInfo = Type.Object({
+  region: Id,
+  bytes: Bytes,
+  residentBytes: Bytes,
+  thin: Type.Boolean(),
+});
+export type RegionInfo = Static<typeof RegionInfo>;
+
+/** Asked by the manager of an appliance. Codes: ENOSPC, EEXIST, ENOENT, EINVAL. */
+export const appliancePushes = {
+  createRegion: operation(Type.Object({ region: Id, bytes: Bytes, thin: Type.Boolean() }), Empty),
+  resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
+  destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
+  punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  fence: operation(Type.Object({ client: Id, generation: Type.Integer() }), Empty),
+  listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),
+  listRecords: operation(Empty, Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id, record: Blob })) })),
+  removeRecord: operation(Type.Object({ region: Id, ino: Id }), Empty),
+} as const;
+
+export type Operations = Record<string, { ask: TSchema; answer: TSchema }>;
+export type Ask<Table extends Operations, Name extends keyof Table> = Static<Table[Name]['ask']>;
+export type Answer<Table extends Operations, Name extends keyof Table> = Static<Table[Name]['answer']>;

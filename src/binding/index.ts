@@ -1,0 +1,185 @@
+/**
+ * The whole boundary to the native addon: declared here, implemented in native/binding/ under the same names in the same order.
+ * Nothing else loads the addon. TypeScript validates what it passes; C++ asserts. Every method throws, and every promise rejects,
+ * with an Error whose `code` is an errno name (or 'ECLOSED' after close(), which is idempotent). Numbers are safe integers.
+ */
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+/** ⑤ The appliance's side (native/region). */
+export interface RegionServerOptions {
+  listenAddress: string;
+  port: number; // 0: chosen by the kernel
+  linkName: string; // abstract unix socket for shm; '' for none
+  clusterKey: Uint8Array; // 32 bytes
+  incarnation: number;
+  donatedBytes: number;
+  threads: number;
+  trace?: boolean;
+  onRefused(peer: string, why: string): void;
+}
+export interface TracePoint {
+  point: string;
+  unique: number; // what it is about: request id, or offset
+  ns: number; // monotonic
+  thread: number;
+}
+export interface NativeRegionInfo {
+  region: number;
+  bytes: number;
+  residentBytes: number;
+  thin: boolean;
+}
+export interface RegionServer {
+  readonly port: number;
+  createRegion(region: number, bytes: number, thin: boolean): void;
+  resizeRegion(region: number, bytes: number): void;
+  destroyRegion(region: number): void;
+  punchRegion(region: number, offset: number, length: number): void;
+  fenceClient(client: number, generation: number): Promise<void>;
+  listRegions(): NativeRegionInfo[];
+  listRecords(): { region: number; ino: number; record: Uint8Array }[];
+  removeRecord(region: number, ino: number): void;
+  memory(): { donatedBytes: number; reservedBytes: number; residentBytes: number };
+  counters(): Record<string, number>;
+  takeTrace(): TracePoint[];
+  close(): void;
+}
+
+export type Transport = 'auto' | 'shm' | 'tcp';
+export type NativeMode = 'read' | 'write' | 'shared';
+
+/** ①-④ The client's side: one FUSE mount with its reactors, page cache and fabric. */
+export interface MountOptions {
+  mountPoint: string;
+  threads: number; // 0: one per CPU, at most 8
+  cacheBytes: number; // page frames (C10)
+  dirtyBytes: number; // of them dirty at most
+  applianceDirtyBytes: number; // of them dirty for one appliance at most
+  client: number;
+  clientGeneration: number;
+  clientKey: Uint8Array; // 32 bytes
+  hostId: string;
+  transport: Transport;
+  deadlineMs: number;
+  readAheadBytes: number; // largest window of one stream; 0: none
+  entryTimeoutMs: number;
+  faultSeed: number; // not 0: the fault transport, for tests
+  faultPlan: string;
+  trace: boolean; // record trace points (takeTrace)
+}
+
+/** Handed to TypeScript by a reactor; those with an id must be answered once. */
+export type Upcall =
+  /** A control-path FUSE request; `body` is what follows fuse_in_header. Answer with reply(). */
+  | { kind: 'request'; id: number; unique: number; opcode: number; node: number; uid: number; gid: number; pid: number; body: Buffer }
+  /** The kernel gave up waiting for the control request with this `unique` (a signal). */
+  | { kind: 'interrupt'; unique: number }
+  | { kind: 'forget'; nodes: { node: number; count: number }[] }
+  /** fsync or close: data is at the appliances, so is the record; the manager must have the record too. owner: lock owner whose POSIX locks go (close only, else ''). */
+  | { kind: 'commit'; id: number; node: number; record: Buffer; owner: string }
+  /** The mount needs at least `bytes` more room to carve from. Call addProvision(), then answer. */
+  | { kind: 'provision'; id: number; bytes: number }
+  /** Shared mode: extents in `record` are proposed; answer with the manager's record. */
+  | { kind: 'extend'; id: number; node: number; record: Buffer }
+  /** Shared mode: the range was written through. */
+  | { kind: 'wrote'; id: number; node: number; offset: number; length: number; mtimeSec: number; mtimeNsec: number }
+  /** The kernel ended the session (unmounted or aborted). */
+  | { kind: 'ended'; errno: number };
+
+export interface FileState {
+  mode: NativeMode;
+  size: number;
+  blocks: number;
+  mtime: [number, number];
+  ctime: [number, number];
+  change: number;
+  dirtyBytes: number;
+  handles: number;
+  recordChanged: boolean; // since the manager last had it
+}
+
+export interface NativeMount {
+  /** Mounts (mount(2) as root, else fusermount3) and starts the reactors. Node 1 is the root. */
+  start(): void;
+  /** Answers a 'request'. errno 0 with the reply's bytes, or a positive errno. */
+  reply(id: number, errno: number, body?: Uint8Array): void;
+  /** Answers commit, provision, extend (record), wrote. */
+  answer(id: number, errno: number, record?: Uint8Array): void;
+
+  putAppliance(info: { id: string; hostId: string; address: string; port: number; linkName: string; incarnation: number }): void;
+  putRegion(grant: { region: number; bytes: number; appliance: string; capability: Uint8Array }): void;
+  loseRegions(regions: number[]): void;
+  /** A region (known by putRegion) of this client's own; `used` are [offset, length] pairs that are taken. */
+  addProvision(region: number, used: [number, number][]): void;
+  /** Pieces of provisioned regions that are free (and zero) again. */
+  freeSlabs(pieces: { region: number; offset: number; length: number }[]): void;
+
+  /** Makes a file known, or gives it a new mode and record (the old extents' pages that are not in the new record are dropped). */
+  putFile(node: number, mode: NativeMode, record: Uint8Array): void;
+  fileState(node: number): FileState | undefined;
+  /** The current record. With `committed`, marks it as being with the manager. */
+  record(node: number, committed: boolean): Uint8Array;
+  /** Sets times of a file held for writing. */
+  setTimes(node: number, mtime: [number, number] | undefined, ctime: [number, number] | undefined): void;
+  /** Whether POSIX locks are held for it: FLUSH then makes the commit upcall although nothing changed. */
+  setLocked(node: number, locked: boolean): void;
+  openHandle(node: number, flags: number): number;
+  closeHandle(handle: number): void;
+  /** Writes dirty pages back; data only. Rejects EIO (pages are kept). */
+  flushFile(node: number): Promise<void>;
+  /** Before the manager frees [offset, offset+length) of a file: its pages are dropped, write-back there stops until endCut. length -1: to the end. */
+  beginCut(node: number, offset: number, length: number): Promise<void>;
+  /** record: the manager's new one (partial pages at the edges are zeroed); absent: the cut did not happen. */
+  endCut(node: number, record?: Uint8Array): Promise<void>;
+  /** Drops clean pages of our cache. */
+  dropPages(node: number, offset: number, length: number): void;
+  /** Forgets the file; dirty pages are lost (unlinked, or fenced). It must have no handles. */
+  dropFile(node: number): void;
+
+  /** The kernel's caches; sent from a thread that serves no requests. offset < 0: attributes only. ENOENT is no error. */
+  invalidateInode(node: number, offset: number, length: number): Promise<void>;
+  invalidateEntry(parent: number, name: string): Promise<void>;
+
+  /** Counters of every layer, nested by layer name (fuse, cache, extent, fabric). */
+  statistics(): Record<string, unknown>;
+  takeTrace(): TracePoint[];
+  /** Unmounts; the 'ended' upcall follows. lazy: MNT_DETACH. */
+  unmount(lazy: boolean): void;
+  /** Stops the reactors and frees everything. */
+  close(): void;
+}
+
+/** A mapping of a file in this process (mmap(2)), for programs in Node that want what mmap-io offered. */
+export interface Mapping {
+  readonly buffer: Buffer;
+  sync(): void; // msync(MS_SYNC)
+  advise(advice: 'normal' | 'random' | 'sequential' | 'willneed' | 'dontneed'): void;
+  close(): void; // the buffer is detached
+}
+
+interface Addon {
+  RegionServer: new (options: RegionServerOptions) => RegionServer;
+  Mount: new (options: MountOptions, upcall: (call: Upcall) => void) => NativeMount;
+  Mapping: new (path: string, options: { writable: boolean; shared: boolean; offset: number; length: number }) => Mapping;
+  /** Aborts the FUSE connection mounted there (/sys/fs/fuse/connections) and detaches the mount. */
+  forceUnmount: (mountPoint: string) => void;
+  /** What this machine can do (doctor). */
+  probe: () => { fuseDevice: boolean; fuseMinor: number; ioUring: boolean; ioUringFuse: boolean; memfdSeals: boolean };
+}
+
+function load(): Addon {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'binding.gyp'))) {
+    const parent = dirname(folder);
+    if (parent === folder) throw new Error('extmem: binding.gyp not found above the compiled files; the installation is incomplete');
+    folder = parent;
+  }
+  const path = join(folder, 'build/Release/extmem.node');
+  if (!existsSync(path)) throw new Error(`extmem: the native addon is not built; run scripts/setup in ${folder}`);
+  return createRequire(import.meta.url)(path) as Addon;
+}
+
+export const native: Addon = load();

@@ -1,0 +1,157 @@
+/** `extmem create`, `resize`, `rm`, `ls` and `info`: allocations (files), asked of the manager, with no mount needed. */
+import { formatSize, parseSize } from '../base/size.js';
+import type { AllocationInfo } from '../manager/index.js';
+import { managerAccess } from './connection.js';
+import { ExitCode, messageOf, UsageError } from './exit.js';
+import type { Invocation } from './invocation.js';
+import { ManagerApi } from './manager_api.js';
+import { printError, printJson, printLine, printWarning, Progress, renderFacts, renderTable } from './output.js';
+
+const route = '/v1/allocations';
+
+const routeOf = (path: string): string => `${route}/${path.split('/').filter(Boolean).map(encodeURIComponent).join('/')}`;
+
+function apiOf(call: Invocation): ManagerApi {
+  return new ManagerApi(managerAccess(call.settings));
+}
+
+/** Paths are those below the mount: `table`, `/table` and `/table/` are one. */
+function pathOf(text: string): string {
+  const parts = text.split('/').filter((part) => part !== '');
+  if (parts.includes('.') || parts.includes('..'))
+    throw new UsageError(`'${text}': paths are told from the mount's root, without . and ..`);
+  return `/${parts.join('/')}`;
+}
+
+function argument(call: Invocation, index: number, what: string): string {
+  const value = call.args[index];
+  if (value === undefined) throw new UsageError(`say ${what}`);
+  return value;
+}
+
+function sizeOf(text: string): number {
+  try {
+    return parseSize(text);
+  } catch (error) {
+    throw new UsageError(messageOf(error));
+  }
+}
+
+export async function runCreate(call: Invocation): Promise<ExitCode> {
+  const path = pathOf(argument(call, 0, 'which path to create'));
+  const size = call.text('size');
+  if (size === undefined) throw new UsageError('--size is needed, as in: extmem create /table --size 8G');
+  const layout = call.settings.optional('layout');
+  const made = await apiOf(call).ask<AllocationInfo>(
+    'POST',
+    route,
+    {},
+    { path, bytes: sizeOf(size), ...(layout === undefined ? {} : { layout }) },
+  );
+  if (call.json) printJson(made);
+  else {
+    printLine(`created ${made.path}: ${formatSize(made.bytes)}, ${made.layout}`);
+    printWarning(made.warning);
+  }
+  return ExitCode.ok;
+}
+
+export async function runResize(call: Invocation): Promise<ExitCode> {
+  const path = pathOf(argument(call, 0, 'which path to resize'));
+  const bytes = sizeOf(argument(call, 1, 'the new size, as in 16G'));
+  const changed = await apiOf(call).ask<AllocationInfo>('PATCH', routeOf(path), {}, { bytes });
+  if (call.json) printJson(changed);
+  else printLine(`${path}: ${formatSize(bytes)}`);
+  return ExitCode.ok;
+}
+
+export async function runRemove(call: Invocation): Promise<ExitCode> {
+  const api = apiOf(call);
+  const removed: string[] = [];
+  let worst: ExitCode = ExitCode.ok;
+  for (const text of call.args) {
+    const path = pathOf(text);
+    try {
+      await api.ask('DELETE', routeOf(path), call.has('recursive') ? { recursive: 'true' } : {});
+      removed.push(path);
+    } catch (error) {
+      printError(error);
+      worst = ExitCode.failed;
+      if (call.args.length === 1) throw error;
+    }
+  }
+  if (call.json) printJson({ removed });
+  return worst;
+}
+
+export async function runList(call: Invocation): Promise<ExitCode> {
+  const path = pathOf(call.args[0] ?? '/');
+  const found = await listAll(apiOf(call), path);
+  if (call.json) {
+    printJson(found);
+    return ExitCode.ok;
+  }
+  const rows = found.map((one) => [
+    formatSize(one.bytes),
+    formatSize(one.allocatedBytes),
+    one.attr.kind === 'file' ? one.layout : one.attr.kind,
+    new Date(one.attr.mtime[0] * 1000).toISOString().slice(0, 16).replace('T', ' '),
+    one.lost ? 'LOST' : 'ok',
+    one.attr.kind === 'directory' ? `${one.path}/` : one.path,
+  ]);
+  if (rows.length > 0) printLine(renderTable(['SIZE', 'MEMORY', 'LAYOUT', 'MODIFIED', 'STATE', 'PATH'], rows));
+  return ExitCode.ok;
+}
+
+/** Page by page: a folder may have 100,000 names. */
+async function listAll(api: ManagerApi, path: string): Promise<AllocationInfo[]> {
+  const found: AllocationInfo[] = [];
+  const progress = new Progress();
+  for (let after: number | undefined = 0; after !== undefined;) {
+    const page: { allocations: AllocationInfo[]; next?: number } = await api.get(route, { path, after: String(after), limit: '1000' });
+    found.push(...page.allocations);
+    after = page.next;
+    if (after !== undefined) progress.show(`${found.length} names ...`);
+  }
+  progress.clear();
+  return found;
+}
+
+export async function runInfo(call: Invocation): Promise<ExitCode> {
+  const path = pathOf(argument(call, 0, 'which path to tell about'));
+  const found = await apiOf(call).get<AllocationInfo>(routeOf(path));
+  if (call.json) {
+    printJson(found);
+    return ExitCode.ok;
+  }
+  const { attr, regions, holders } = found;
+  const facts: [string, string][] = [
+    ['path', found.path],
+    ['inode', String(attr.ino)],
+    ['size', `${formatSize(found.bytes)} (${found.bytes} bytes)`],
+    ['memory', `${formatSize(found.allocatedBytes)}${found.dedicated ? ', in regions of its own' : ''}`],
+    ['layout', found.layout],
+    ['owner', `${attr.uid}:${attr.gid}, mode ${attr.mode.toString(8).padStart(4, '0')}`],
+    ['modified', new Date(attr.mtime[0] * 1000).toISOString()],
+  ];
+  if (found.lost) facts.push(['state', 'LOST in part: an appliance that held some of it is gone']);
+  printLine(renderFacts(facts));
+  if (regions.length > 0) {
+    printLine(
+      `\n${renderTable(
+        ['REGION', 'SIZE', 'APPLIANCE', 'STATE'],
+        regions.map((one) => [String(one.region), formatSize(one.bytes), one.appliance, one.lost ? 'lost' : 'ok']),
+      )}`,
+    );
+  }
+  if (holders.length > 0) {
+    printLine(
+      `\n${renderTable(
+        ['CLIENT', 'NAME', 'MODE', 'OPEN FOR', 'CONNECTED'],
+        holders.map((one) => [String(one.client), one.name, one.mode, one.open, one.connected ? 'yes' : 'no']),
+      )}`,
+    );
+  }
+  printLine(`\nNote: ${found.warning}.`);
+  return ExitCode.ok;
+}

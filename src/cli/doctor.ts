@@ -1,0 +1,251 @@
+/**
+ * `extmem doctor`: what this machine can do, what is missing and how to get it, and which session and transport would be used.
+ * Reads only; fails (exit 1) only when the main job, mounting and serving memory, cannot work here.
+ */
+import { constants } from 'node:fs';
+import { access, readdir, readFile } from 'node:fs/promises';
+import { availableParallelism, release } from 'node:os';
+import { delimiter, join } from 'node:path';
+import { formatSize } from '../base/size.js';
+import { ExitCode, messageOf } from './exit.js';
+import type { Invocation } from './invocation.js';
+import { printJson, printLine } from './output.js';
+
+export type Verdict = 'ok' | 'advice' | 'missing';
+
+export interface Finding {
+  name: string;
+  verdict: Verdict;
+  value: string;
+  /** What to do about it. */
+  advice?: string;
+}
+
+/** What the findings are drawn from; tests give their own. */
+export interface Machine {
+  root: boolean;
+  kernel: string;
+  cpus: number;
+  fuseDevice: boolean;
+  fusermount: boolean;
+  fuseConf: string;
+  uringParameter: string | undefined; // of the fuse module: 'Y', 'N'
+  infiniband: { device: string; state: string }[];
+  meminfo: string;
+  limits: string;
+  maxMapCount: number;
+  shmemHuge: string;
+  /** The addon's own probe, or why it cannot be loaded. */
+  probe: { fuseMinor: number; ioUring: boolean; ioUringFuse: boolean; memfdSeals: boolean } | string;
+}
+
+async function text(path: string): Promise<string> {
+  return (await readFile(path, 'utf8').catch(() => '')).trim();
+}
+
+async function isOnPath(command: string): Promise<boolean> {
+  const folders = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/bin', '/bin', '/usr/local/bin'];
+  const found = await Promise.all(
+    folders.map((folder) =>
+      access(join(folder, command), constants.X_OK).then(
+        () => true,
+        () => false,
+      ),
+    ),
+  );
+  return found.includes(true);
+}
+
+async function findInfiniband(): Promise<{ device: string; state: string }[]> {
+  const folder = '/sys/class/infiniband';
+  const devices = await readdir(folder).catch(() => []);
+  return Promise.all(devices.map(async (device) => ({ device, state: (await text(join(folder, device, 'ports/1/state'))) || 'unknown' })));
+}
+
+async function probeAddon(): Promise<Machine['probe']> {
+  try {
+    const { native } = await import('../binding/index.js');
+    return native.probe();
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
+export async function inspectMachine(): Promise<Machine> {
+  return {
+    root: process.getuid?.() === 0,
+    kernel: release(),
+    cpus: availableParallelism(),
+    fuseDevice: await access('/dev/fuse', constants.R_OK | constants.W_OK).then(
+      () => true,
+      () => false,
+    ),
+    fusermount: await isOnPath('fusermount3'),
+    fuseConf: await text('/etc/fuse.conf'),
+    uringParameter: (await text('/sys/module/fuse/parameters/enable_uring')) || undefined,
+    infiniband: await findInfiniband(),
+    meminfo: await text('/proc/meminfo'),
+    limits: await text('/proc/self/limits'),
+    maxMapCount: Number(await text('/proc/sys/vm/max_map_count')),
+    shmemHuge: await text('/sys/kernel/mm/transparent_hugepage/shmem_enabled'),
+    probe: await probeAddon(),
+  };
+}
+
+function limitOf(limits: string, name: string): number {
+  const match = new RegExp(`^${name}\\s+(\\S+)`, 'm').exec(limits);
+  return match?.[1] === 'unlimited' ? Infinity : Number(match?.[1] ?? 0);
+}
+
+function meminfoOf(meminfo: string, name: string): number {
+  return Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(meminfo)?.[1] ?? 0);
+}
+
+const showLimit = (bytes: number): string => (bytes === Infinity ? 'unlimited' : formatSize(bytes));
+
+function examineFuse(machine: Machine): Finding[] {
+  const { probe } = machine;
+  const findings: Finding[] = [
+    { name: 'kernel', verdict: 'ok', value: `${machine.kernel}, ${machine.cpus} CPUs` },
+    typeof probe === 'string'
+      ? { name: 'native addon', verdict: 'missing', value: probe, advice: 'scripts/setup' }
+      : { name: 'native addon', verdict: 'ok', value: 'loads' },
+    machine.fuseDevice
+      ? { name: 'FUSE device', verdict: 'ok', value: '/dev/fuse' }
+      : {
+          name: 'FUSE device',
+          verdict: 'missing',
+          value: '/dev/fuse is absent or not accessible',
+          advice: 'modprobe fuse   (in a container: run it with --device /dev/fuse --cap-add SYS_ADMIN)',
+        },
+  ];
+  if (typeof probe !== 'string' && machine.fuseDevice)
+    findings.push({ name: 'FUSE protocol', verdict: 'ok', value: probe.fuseMinor > 0 ? `7.${probe.fuseMinor}` : 'told at mount time' });
+  const fusermount: Finding = {
+    name: 'fusermount3',
+    verdict: 'ok',
+    value: machine.fusermount ? 'found' : 'not found, and not needed by root',
+  };
+  if (!machine.fusermount && !machine.root)
+    findings.push({
+      ...fusermount,
+      verdict: 'missing',
+      value: 'not found; needed to mount without root',
+      advice: 'sudo apt-get install fuse3',
+    });
+  else findings.push(fusermount);
+  if (!machine.root && !/^\s*user_allow_other\s*$/m.test(machine.fuseConf)) {
+    findings.push({
+      name: 'other users',
+      verdict: 'advice',
+      value: 'a mount made without root is seen by its user only',
+      advice: 'echo user_allow_other | sudo tee -a /etc/fuse.conf',
+    });
+  }
+  findings.push(examineUring(machine));
+  if (typeof probe !== 'string' && !probe.memfdSeals)
+    findings.push({ name: 'memfd seals', verdict: 'missing', value: 'not supported by this kernel', advice: 'Linux 3.17 or newer' });
+  return findings;
+}
+
+function examineUring({ uringParameter, probe }: Machine): Finding {
+  const name = 'FUSE over io_uring';
+  if (uringParameter === undefined) return { name, verdict: 'ok', value: 'not in this kernel (6.14 and newer have it); /dev/fuse is used' };
+  if (uringParameter === 'N') {
+    return {
+      name,
+      verdict: 'ok',
+      value: 'the kernel has it, and it is switched off; /dev/fuse is used',
+      advice: 'echo Y | sudo tee /sys/module/fuse/parameters/enable_uring',
+    };
+  }
+  const able = typeof probe !== 'string' && probe.ioUringFuse;
+  return { name, verdict: 'ok', value: able ? 'available' : 'switched on; this version of extmem uses /dev/fuse' };
+}
+
+function examineMemory(machine: Machine, cacheBytes: number): Finding[] {
+  const kilobytes = (name: string): number => meminfoOf(machine.meminfo, name) * 1024;
+  const available = kilobytes('MemAvailable');
+  const hugeTotal = meminfoOf(machine.meminfo, 'HugePages_Total');
+  const memlock = limitOf(machine.limits, 'Max locked memory');
+  const findings: Finding[] = [
+    available >= 512 * 1024 ** 2
+      ? { name: 'memory', verdict: 'ok', value: `${formatSize(available)} available of ${formatSize(kilobytes('MemTotal'))}` }
+      : {
+          name: 'memory',
+          verdict: 'advice',
+          value: `only ${formatSize(available)} available`,
+          advice: 'donate and cache less: --memory 128M --cache 64M',
+        },
+    {
+      name: 'huge pages',
+      verdict: 'ok',
+      value:
+        hugeTotal > 0
+          ? `${meminfoOf(machine.meminfo, 'HugePages_Free')} of ${hugeTotal} free`
+          : `none reserved; transparent ones for shared memory: ${/\[(\w+)\]/.exec(machine.shmemHuge)?.[1] ?? 'unknown'}`,
+    },
+    memlock >= cacheBytes || machine.root
+      ? { name: 'locked memory', verdict: 'ok', value: `limit ${showLimit(memlock)}${machine.root ? ', which does not bind root' : ''}` }
+      : {
+          name: 'locked memory',
+          verdict: 'advice',
+          value: `limit ${showLimit(memlock)} is below the cache of ${formatSize(cacheBytes)}: it may be swapped out`,
+          advice: `add to /etc/security/limits.conf: ${process.env['USER'] ?? '*'} - memlock unlimited`,
+        },
+  ];
+  return findings;
+}
+
+function examineLimits(machine: Machine): Finding[] {
+  // Node raises the soft limit to the hard one at its start, so the soft one read here is what a role gets.
+  const files = limitOf(machine.limits, 'Max open files');
+  return [
+    files >= 8192
+      ? { name: 'open files', verdict: 'ok', value: `limit ${files}` }
+      : {
+          name: 'open files',
+          verdict: 'advice',
+          value: `limit ${files}: an appliance needs one per region`,
+          advice: 'ulimit -Hn 65536   (or LimitNOFILE=65536 in its systemd unit)',
+        },
+    machine.maxMapCount >= 65530
+      ? { name: 'memory maps', verdict: 'ok', value: `limit ${machine.maxMapCount}` }
+      : { name: 'memory maps', verdict: 'advice', value: `limit ${machine.maxMapCount}`, advice: 'sysctl vm.max_map_count=65530' },
+  ];
+}
+
+function examineRdma({ infiniband }: Machine): Finding {
+  if (infiniband.length === 0) return { name: 'RDMA devices', verdict: 'ok', value: 'none; tcp carries the same operations' };
+  return { name: 'RDMA devices', verdict: 'ok', value: infiniband.map(({ device, state }) => `${device} (${state})`).join(', ') };
+}
+
+export function examine(machine: Machine, options: { cacheBytes: number }): Finding[] {
+  return [...examineFuse(machine), ...examineMemory(machine, options.cacheBytes), ...examineLimits(machine), examineRdma(machine)];
+}
+
+export async function runDoctor(call: Invocation): Promise<ExitCode> {
+  const findings = examine(await inspectMachine(), { cacheBytes: call.settings.required('cache') });
+  const able = findings.every(({ verdict }) => verdict !== 'missing');
+  const transport = call.settings.required('transport');
+  const would = {
+    session: able ? '/dev/fuse' : 'none',
+    transport: transport === 'auto' ? { 'same host': 'shm', 'other hosts': 'tcp' } : { 'every host': transport },
+  };
+  if (call.json) {
+    printJson({ able, findings, ...would });
+  } else {
+    for (const { name, verdict, value, advice } of findings) {
+      printLine(`${{ ok: '  ok     ', advice: '  advice ', missing: '  MISSING' }[verdict]}  ${name}: ${value}`);
+      if (advice !== undefined) printLine(`             ${advice}`);
+    }
+    printLine('');
+    const used = Object.entries(would.transport).map(([where, name]) => `${name} (${where})`);
+    printLine(
+      able
+        ? `This machine can serve and mount. Session: ${would.session}; transport: ${used.join(', ')}.`
+        : 'This machine cannot mount yet: see what is MISSING above.',
+    );
+  }
+  return able ? ExitCode.ok : ExitCode.failed;
+}

@@ -1,0 +1,238 @@
+/**
+ * Every command of `extmem`: what it is called, which settings it takes, examples. What a command does is loaded only when it
+ * runs, so that help and completion are quick and `doctor` runs where the addon cannot be loaded.
+ */
+import { readFileSync } from 'node:fs';
+import { Command } from 'commander';
+import { exitCodeHelp } from './exit.js';
+import { define, type CommandSpec, type Finish, type Invocation } from './invocation.js';
+import type { ExitCode } from './exit.js';
+import type { SettingName } from './settings.js';
+
+const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
+const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'transport', 'name'] as const;
+const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
+
+type Act = (call: Invocation) => Promise<ExitCode>;
+
+const roles: readonly [CommandSpec, () => Promise<Act>][] = [
+  [
+    {
+      usage: 'up [mount-point]',
+      summary: 'run a manager, appliances and a mount on this machine',
+      details: 'Ctrl-C or SIGTERM (or `extmem umount`) unmounts and stops everything. The memory of the files goes with it.',
+      settings: [
+        'appliances',
+        'memory',
+        'dir',
+        'managerListen',
+        'cache',
+        'dirty',
+        'readAhead',
+        'threads',
+        'transport',
+        'mountPoint',
+        'logLevel',
+      ],
+      flags: [detach],
+      examples: [
+        'extmem up',
+        'extmem up /mnt/extmem --memory 8G --appliances 2',
+        'extmem up --transport tcp --cache 256M --dir /tmp/extmem',
+      ],
+    },
+    async () => (await import('./up.js')).runUp,
+  ],
+  [
+    {
+      usage: 'manager',
+      summary: 'run the manager: names, placement, leases; never on the data path',
+      details: 'Writes the join token that appliances and clients need to its state folder, and prints how to join.',
+      settings: ['managerListen', 'stateDir', 'strategy', 'tlsCert', 'tlsKey', 'token', 'tokenFile', 'logLevel'],
+      flags: [detach],
+      examples: [
+        'extmem manager',
+        'extmem manager --listen 10.0.0.1',
+        'extmem manager --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem',
+      ],
+    },
+    async () => (await import('./roles.js')).runManager,
+  ],
+  [
+    {
+      usage: 'appliance',
+      summary: "donate this machine's memory to a cluster",
+      settings: [...managerSettings, 'memory', 'id', 'applianceListen', 'advertise', 'serverThreads', 'http', 'logLevel'],
+      flags: [['--force', 'donate more than is available now'], detach],
+      examples: [
+        'extmem appliance --manager 10.0.0.1 --memory 8G --token-file token',
+        'EXTMEM_TOKEN=... extmem appliance --manager 10.0.0.1 --memory 64G --detach',
+      ],
+    },
+    async () => (await import('./roles.js')).runAppliance,
+  ],
+  [
+    {
+      usage: 'mount [mount-point]',
+      summary: "mount a cluster's memory as a file system",
+      details: 'The mount point must be an empty folder. SIGTERM, or `extmem umount`, writes back what is dirty and unmounts.',
+      settings: [...managerSettings, 'mountPoint', ...mountSettings, 'http', 'logLevel'],
+      flags: [['--mkdir', 'create the mount point'], detach],
+      examples: [
+        'extmem mount --manager 10.0.0.1 /mnt/extmem',
+        'extmem mount --manager 10.0.0.1 --cache 4G --transport tcp --detach /mnt/extmem',
+      ],
+    },
+    async () => (await import('./roles.js')).runMount,
+  ],
+  [
+    {
+      usage: 'umount <mount-point>',
+      summary: 'unmount: write back what is dirty, then take the mount away',
+      flags: [['--force', 'abort the connection: nothing is waited for, unwritten data is lost']],
+      examples: ['extmem umount /mnt/extmem', 'extmem umount --force /mnt/extmem'],
+    },
+    async () => (await import('./umount.js')).runUmount,
+  ],
+];
+
+const allocationSettings: readonly SettingName[] = managerSettings;
+
+const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
+  [
+    {
+      usage: 'create <path>',
+      summary: 'create an allocation (a file) of a given size',
+      details: 'All of its memory is reserved, or none is. Paths are those below the mount, as in /data/table.',
+      settings: [...allocationSettings, 'layout'],
+      flags: [['--size <size>', 'as in 8G']],
+      examples: ['extmem create /table --size 8G', 'extmem create /scratch --size 512MiB --layout concat'],
+    },
+    async () => (await import('./allocations.js')).runCreate,
+  ],
+  [
+    {
+      usage: 'resize <path> <size>',
+      summary: 'change the size of an allocation',
+      settings: allocationSettings,
+      examples: ['extmem resize /table 16G'],
+    },
+    async () => (await import('./allocations.js')).runResize,
+  ],
+  [
+    {
+      usage: 'rm <paths...>',
+      summary: 'destroy allocations; their memory is free again',
+      settings: allocationSettings,
+      flags: [['--recursive', 'folders, with all that is in them']],
+      examples: ['extmem rm /table', 'extmem rm --recursive /old'],
+    },
+    async () => (await import('./allocations.js')).runRemove,
+  ],
+  [
+    {
+      usage: 'ls [path]',
+      summary: 'list allocations',
+      settings: allocationSettings,
+      examples: ['extmem ls', 'extmem ls /data --json'],
+    },
+    async () => (await import('./allocations.js')).runList,
+  ],
+  [
+    {
+      usage: 'info <path>',
+      summary: 'tell all about one allocation: size, layout, regions, appliances, holders',
+      settings: allocationSettings,
+      examples: ['extmem info /table'],
+    },
+    async () => (await import('./allocations.js')).runInfo,
+  ],
+];
+
+const operations: readonly [CommandSpec, () => Promise<Act>][] = [
+  [
+    {
+      usage: 'status',
+      summary: 'the cluster (appliances, memory, clients) and the mounts of this machine',
+      settings: managerSettings,
+      examples: ['extmem status', 'extmem status --json --manager 10.0.0.1'],
+    },
+    async () => (await import('./status.js')).runStatus,
+  ],
+  [
+    {
+      usage: 'evict [mount-point]',
+      summary: "drop what is clean in a mount's cache (and the kernel's): for measurements",
+      details: 'Without a mount point: of all mounts of this user on this machine. Nothing is lost: dirty pages stay.',
+      examples: ['extmem evict /mnt/extmem', 'extmem evict'],
+    },
+    async () => (await import('./status.js')).runEvict,
+  ],
+  [
+    {
+      usage: 'doctor',
+      summary: 'what this machine can do, what is missing and how to get it',
+      settings: ['transport', 'mountPoint', 'cache'],
+      examples: ['extmem doctor', 'extmem doctor --json'],
+    },
+    async () => (await import('./doctor.js')).runDoctor,
+  ],
+  [
+    {
+      usage: 'config',
+      summary: 'every setting: what holds, and where it comes from',
+      examples: ['extmem config', 'EXTMEM_CACHE=4G extmem config --json'],
+    },
+    async () => (await import('./config.js')).runConfig,
+  ],
+  [
+    {
+      usage: 'completion [shell]',
+      summary: 'print the completion script for a shell (bash)',
+      examples: ['extmem completion bash > /etc/bash_completion.d/extmem', 'source <(extmem completion)'],
+    },
+    async () => (await import('./completion.js')).runCompletion,
+  ],
+  [
+    {
+      usage: 'tour',
+      summary: 'start everything on this machine and show what it does, with a real file of 100 MB and more',
+      settings: ['appliances', 'memory', 'cache', 'threads', 'transport', 'mountPoint', 'logLevel'],
+      flags: [['--exit', 'end after the tour; non-zero when a step failed']],
+      examples: ['extmem tour', 'extmem tour --exit --transport tcp'],
+    },
+    async () => (await import('./tour.js')).runTour,
+  ],
+];
+
+export function buildProgram(finish: Finish): Command {
+  const program = new Command('extmem');
+  program
+    .description('RAM of other machines, as files. `ls` lists it, `cp` saves it, `mmap` makes it primary memory.')
+    .version(version(), '-V, --version')
+    .exitOverride()
+    .showSuggestionAfterError()
+    .addHelpText(
+      'after',
+      `
+Start here:
+  extmem up                      everything on this machine, mounted
+  extmem tour                    the same, and a guided tour
+  extmem doctor                  what this machine can do
+Several machines:
+  extmem manager --listen 10.0.0.1
+  extmem appliance --manager 10.0.0.1 --memory 8G
+  extmem mount --manager 10.0.0.1 /mnt/extmem
+${exitCodeHelp}`,
+    );
+  for (const [spec, load] of [...roles, ...allocations, ...operations]) {
+    define(program, finish, spec, async (call) => (await load())(call));
+  }
+  for (const command of program.commands) command.exitOverride();
+  return program;
+}
+
+function version(): string {
+  const manifest = new URL('../../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(manifest, 'utf8')) as { version: string }).version;
+}

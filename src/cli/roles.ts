@@ -1,0 +1,170 @@
+/** The three roles as processes: manager, appliance, mount. Each turns settings into options, starts, and says how to go on. */
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { createLogger } from '../base/logger.js';
+import { formatSize } from '../base/size.js';
+import type { Mount } from '../fs/mount.js';
+import { defaultPort, managerAccess, parseListen, readSecret } from './connection.js';
+import { runRole, type Running } from './daemon.js';
+import { runtimeFolder, serveOnHttp, type Endpoint, type Listening } from './endpoint.js';
+import { codeOf, UsageError, type ExitCode } from './exit.js';
+import type { Invocation } from './invocation.js';
+import { renderMetrics } from './metrics.js';
+import { prepareMountPoint } from './mount_point.js';
+import { printWarning } from './output.js';
+import { stateHome } from './running.js';
+
+/** How long open files may keep a detached mount alive that was told to end. */
+const lazyEndMs = 2000;
+
+function logFileOf(name: string): string {
+  return join(stateHome(), 'logs', `${name}.log`);
+}
+
+function loggerOf(call: Invocation, name: string): ReturnType<typeof createLogger> {
+  return createLogger({ name, level: call.settings.required('logLevel') });
+}
+
+export function runManager(call: Invocation): Promise<ExitCode> {
+  return runRole({ json: call.json, detach: call.has('detach'), logFile: logFileOf('manager') }, () => startManager(call));
+}
+
+async function startManager({ settings, ...call }: Invocation): Promise<Running> {
+  const { createManager } = await import('../manager/index.js');
+  const listen = parseListen(settings.required('managerListen'), defaultPort);
+  const [cert, key] = [settings.optional('tlsCert'), settings.optional('tlsKey')];
+  if ((cert === undefined) !== (key === undefined)) throw new UsageError('--tls-cert and --tls-key go together: give both, or none');
+  const stateDir = settings.required('stateDir');
+  const tokenFile = settings.optional('tokenFile');
+  const token = settings.optional('token') ?? (tokenFile === undefined ? undefined : readSecret(tokenFile, 'the join token'));
+  const manager = await createManager({
+    host: listen.address ?? '0.0.0.0',
+    port: listen.port,
+    stateDir,
+    strategy: settings.required('strategy'),
+    ...(token === undefined ? {} : { token }),
+    ...(cert === undefined || key === undefined
+      ? {}
+      : { tls: { cert: readSecret(cert, 'the certificate'), key: readSecret(key, 'the private key') } }),
+    logger: loggerOf({ settings, ...call }, 'manager'),
+  });
+  const written = join(stateDir, 'token');
+  return {
+    facts: { url: manager.url, tokenFile: written },
+    banner: howToJoin(manager.url, written),
+    close: () => manager.close(),
+  };
+}
+
+function howToJoin(url: string, tokenFile: string): string {
+  const { host, hostname: name, protocol } = new URL(url);
+  const address = protocol === 'https:' ? url : host.endsWith(`:${defaultPort}`) ? name : host;
+  return [
+    `The manager is ready on ${url}; its join token is in ${tokenFile} (keep it secret).`,
+    'Copy that file to the other machines, and there:',
+    `  extmem appliance --manager ${address} --token-file token --memory 8G`,
+    `  extmem mount --manager ${address} --token-file token --mkdir /mnt/extmem`,
+  ].join('\n');
+}
+
+export function runAppliance(call: Invocation): Promise<ExitCode> {
+  const id = call.settings.optional('id') ?? hostname();
+  return runRole({ json: call.json, detach: call.has('detach'), logFile: logFileOf(`appliance-${id}`) }, () => startAppliance(call, id));
+}
+
+async function startAppliance(call: Invocation, id: string): Promise<Running> {
+  const { settings } = call;
+  const access = managerAccess(settings);
+  const listen = parseListen(settings.optional('applianceListen') ?? '', 0);
+  const memoryBytes = settings.required('memory');
+  const { createAppliance } = await import('../appliance/index.js');
+  const appliance = await createAppliance({
+    manager: access.url,
+    token: access.token,
+    ca: access.ca,
+    id,
+    memoryBytes,
+    listen,
+    advertise: settings.optional('advertise'),
+    threads: settings.optional('serverThreads'),
+    force: call.has('force'),
+    logger: loggerOf(call, 'appliance'),
+  });
+  const endpoint: Endpoint = {
+    metrics: () => renderMetrics('extmem_appliance', appliance.status(), { appliance: id }),
+    unhealthy: () => appliance.unhealthy(),
+  };
+  const http = await openHttp(settings.optional('http'), endpoint, () => appliance.close());
+  return {
+    facts: { id, incarnation: appliance.incarnation, address: appliance.address, port: appliance.port, memoryBytes },
+    banner: `Appliance ${id} donates ${formatSize(memoryBytes)} to ${access.url}, served on ${appliance.address}:${appliance.port}. Ctrl-C leaves the cluster.`,
+    close: async () => {
+      http?.close();
+      await appliance.close();
+    },
+  };
+}
+
+/** A metrics address that cannot be had ends the role, which is then closed again. */
+async function openHttp(address: string | undefined, endpoint: Endpoint, close: () => Promise<void>): Promise<Listening | undefined> {
+  if (address === undefined) return undefined;
+  try {
+    return await serveOnHttp(address, endpoint);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+export function runMount(call: Invocation): Promise<ExitCode> {
+  const path = call.args[0] ?? call.settings.optional('mountPoint');
+  if (path === undefined) throw new UsageError('say where to mount, as in: extmem mount --manager 10.0.0.1 /mnt/extmem');
+  const name = path.replace(/[^\w.-]+/g, '-').replace(/^-+/, '');
+  return runRole({ json: call.json, detach: call.has('detach'), logFile: logFileOf(`mount-${name}`) }, () => startMount(call, path));
+}
+
+async function startMount(call: Invocation, path: string): Promise<Running> {
+  const { settings } = call;
+  const access = managerAccess(settings);
+  const mountPoint = await prepareMountPoint(path, { create: call.has('mkdir'), warn: printWarning });
+  const cacheBytes = settings.required('cache');
+  const [{ mountFileSystem }, { metricsOf }] = await Promise.all([import('../fs/mount.js'), import('../fs/mount_control.js')]);
+  const mount = await mountFileSystem({
+    mountPoint,
+    manager: access.url,
+    token: access.token,
+    ...(access.ca === undefined ? {} : { ca: access.ca }),
+    name: settings.optional('name') ?? hostname(),
+    cacheBytes,
+    dirtyBytes: settings.optional('dirty') ?? Math.floor(cacheBytes / 4),
+    readAheadBytes: settings.required('readAhead'),
+    threads: settings.required('threads'),
+    transport: settings.required('transport'),
+    runtimeDir: runtimeFolder(),
+    log: loggerOf(call, 'mount'),
+  });
+  const endpoint: Endpoint = { metrics: () => metricsOf(mount.statistics(), mountPoint), unhealthy: () => mount.unhealthy() };
+  const http = await openHttp(settings.optional('http'), endpoint, () => mount.unmount());
+  return {
+    facts: { mountPoint, manager: access.url, cacheBytes },
+    banner: `${mountPoint} is mounted (manager ${access.url}, cache ${formatSize(cacheBytes)}). Ctrl-C or 'extmem umount ${mountPoint}' unmounts.`,
+    ended: mount.ended,
+    close: async () => {
+      http?.close();
+      await takeDown(mount);
+    },
+  };
+}
+
+/** Asked to end, a mount ends: where files are still open, they are written back, then lost to those who hold them. */
+async function takeDown(mount: Mount): Promise<void> {
+  try {
+    await mount.unmount();
+  } catch (error) {
+    if (codeOf(error) !== 'EBUSY') throw error;
+    printWarning(`${error instanceof Error ? error.message : ''}; what was written is safe, the mount is detached all the same`);
+    await mount.unmount({ lazy: true });
+    await Promise.race([mount.ended, sleep(lazyEndMs, undefined, { ref: false })]);
+  }
+}

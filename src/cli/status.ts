@@ -1,0 +1,146 @@
+/** `extmem status` and `extmem evict`: the cluster as the manager sees it, and the mounts of this machine as they see themselves. */
+import { ExtmemError } from '../base/errors.js';
+import { formatSize } from '../base/size.js';
+import type { StatusAnswer } from '../manager/index.js';
+import { managerAccess } from './connection.js';
+import { askSocket, mountSockets, socketOfMount } from './endpoint.js';
+import { codeOf, ExitCode, exitCodeOf, messageOf } from './exit.js';
+import type { Invocation } from './invocation.js';
+import { ManagerApi } from './manager_api.js';
+import { extmemMounts, resolveMountPoint } from './mount_point.js';
+import { printJson, printLine, renderTable } from './output.js';
+
+type ClusterStatus = StatusAnswer & { manager: string };
+
+type MountStatus = Record<string, unknown>;
+
+export async function runStatus(call: Invocation): Promise<ExitCode> {
+  const mounts = await localMounts();
+  let cluster: ClusterStatus | undefined;
+  let failure: unknown;
+  try {
+    cluster = await askCluster(call);
+  } catch (error) {
+    failure = error;
+  }
+  const dead = deadMounts(mounts);
+  if (call.json) {
+    const error = failure === undefined ? {} : { error: { code: codeOf(failure), message: messageOf(failure) } };
+    printJson({ ...cluster, mounts, deadMounts: dead, ...error });
+  } else {
+    if (cluster !== undefined) printCluster(cluster);
+    for (const mount of mounts) {
+      printLine('');
+      for (const line of describeMount(mount)) printLine(line);
+    }
+    for (const path of dead) printLine(`\n${path}: no process of this user serves this mount; if it is dead: extmem umount ${path}`);
+    if (failure !== undefined) process.stderr.write(`extmem: ${messageOf(failure)}\n`);
+  }
+  return failure === undefined ? ExitCode.ok : exitCodeOf(failure);
+}
+
+async function askCluster(call: Invocation): Promise<ClusterStatus> {
+  const api = new ManagerApi(managerAccess(call.settings));
+  return { manager: api.url, ...(await api.get<StatusAnswer>('/v1/status')) };
+}
+
+function printCluster({ manager, appliances, clients, pool, files, lostRegions }: ClusterStatus): void {
+  printLine(
+    `Manager ${manager}: ${files} files; ${formatSize(pool.totalBytes)} donated, ${formatSize(pool.reservedBytes)} in regions, ${formatSize(pool.usedBytes)} of them used by files, ${formatSize(pool.freeBytes)} free`,
+  );
+  if (lostRegions > 0) printLine(`${lostRegions} regions are LOST with appliances that went away; files that need them fail with EIO`);
+  if (appliances.length === 0) {
+    printLine(`No appliance has joined yet; start one with: extmem appliance --manager ${new URL(manager).host} --memory 8G`);
+    return;
+  }
+  const rows = appliances.map((one) => [
+    one.id,
+    one.state,
+    `${one.address}:${one.port}`,
+    formatSize(one.donatedBytes),
+    formatSize(one.reservedBytes),
+    formatSize(one.residentBytes),
+  ]);
+  printLine(`\n${renderTable(['APPLIANCE', 'STATE', 'ADDRESS', 'DONATED', 'IN REGIONS', 'RESIDENT'], rows)}`);
+  if (clients.length === 0) return;
+  const users = clients.map((one) => [
+    String(one.client),
+    one.name,
+    one.alive ? 'up' : 'away',
+    formatSize(one.provisionBytes),
+    formatSize(one.usedBytes),
+    String(one.heldFiles),
+  ]);
+  printLine(`\n${renderTable(['CLIENT', 'NAME', 'STATE', 'PROVISION', 'USED', 'FILES HELD'], users)}`);
+}
+
+/** What every mount of this user on this machine says of itself. */
+export async function localMounts(): Promise<MountStatus[]> {
+  const answers = await Promise.allSettled((await mountSockets()).map((path) => askSocket(path, 'GET', '/status')));
+  return answers.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
+}
+
+function deadMounts(mounts: readonly MountStatus[]): string[] {
+  const served = new Set(mounts.map((mount) => mount['mountPoint']));
+  return extmemMounts()
+    .map(({ mountPoint }) => mountPoint)
+    .filter((mountPoint) => !served.has(mountPoint));
+}
+
+function numbers(value: unknown): Record<string, number> {
+  return typeof value === 'object' && value !== null ? (value as Record<string, number>) : {};
+}
+
+const percent = (part: number, whole: number): string => (whole === 0 ? '-' : `${((100 * part) / whole).toFixed(1)} %`);
+
+/** A mount's figures for a person: its cache, and each appliance with the transport that reaches it. */
+export function describeMount(mount: MountStatus): string[] {
+  const cache = numbers(mount['cache']);
+  const fuse = numbers(mount['fuse']);
+  const of = (counters: Record<string, number>, name: string): number => counters[name] ?? 0;
+  const lookups = of(cache, 'hits') + of(cache, 'misses');
+  const lines = [
+    `${String(mount['mountPoint'])}: process ${String(mount['pid'])}, ${of(fuse, 'threads')} threads, ${of(fuse, 'requests')} requests`,
+    `cache: ${formatSize(of(cache, 'usedBytes'))} of ${formatSize(of(cache, 'limitBytes'))} used, ${formatSize(of(cache, 'dirtyBytes'))} dirty; ` +
+      `${percent(of(cache, 'hits'), lookups)} of ${lookups} page look-ups hit; ${of(cache, 'prefetched')} pages read ahead, ${of(cache, 'prefetchHits')} of them used; ${of(cache, 'evictions')} evicted`,
+    `fuse: ${formatSize(of(fuse, 'readBytes'))} read, ${formatSize(of(fuse, 'writeBytes'))} written, ${of(fuse, 'errors')} errors`,
+  ];
+  const fabric = (typeof mount['fabric'] === 'object' && mount['fabric'] !== null ? mount['fabric'] : {}) as Record<
+    string,
+    Record<string, unknown>
+  >;
+  for (const [id, appliance] of Object.entries(fabric)) {
+    const count = numbers(appliance);
+    lines.push(
+      `appliance ${id}: ${String(appliance['transport'])}, ${String(appliance['state'])}; ${of(count, 'operations')} operations, ` +
+        `${formatSize(of(count, 'bytesRead'))} read, ${formatSize(of(count, 'bytesWritten'))} written, ${of(count, 'failures')} failures`,
+    );
+  }
+  return lines;
+}
+
+export async function runEvict(call: Invocation): Promise<ExitCode> {
+  const [path] = call.args;
+  const sockets = path === undefined ? await mountSockets() : [socketOfMount(await resolveMountPoint(path))];
+  let evicted = 0;
+  for (const socket of sockets) {
+    try {
+      await askSocket(socket, 'POST', '/evict', 60_000);
+      evicted += 1;
+    } catch (error) {
+      // A socket without a listener is what a killed mount leaves behind; only one that was asked for by name matters.
+      const gone = ['ENOENT', 'ECONNREFUSED'].includes(codeOf(error));
+      if (gone && path !== undefined)
+        throw new ExtmemError('ENOENT', `no extmem mount of this user serves ${path}; mounts are listed by: extmem status`);
+      if (!gone) throw error;
+    }
+  }
+  if (call.json) printJson({ evicted });
+  else
+    printLine(
+      evicted === 0
+        ? 'there is no mount of this user here'
+        : `${evicted} ${evicted === 1 ? 'mount has' : 'mounts have'} dropped what was clean`,
+    );
+  return ExitCode.ok;
+}

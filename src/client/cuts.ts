@@ -1,0 +1,81 @@
+/**
+ * Changes of a file's extents that only the manager may make: truncation both ways, and freeing a range. Native is kept from
+ * filling or writing the range meanwhile (beginCut … endCut), so that nothing lands in memory that is somebody else's already.
+ */
+import { ExtmemError } from '../base/errors.js';
+import type { Attr, SetAttr } from '../base/messages.js';
+import { PAGE_BYTES } from '../base/protocol.js';
+import type { NativeMount } from '../binding/index.js';
+import type { HeldFile, HeldFiles } from './held_files.js';
+import type { Manager } from './manager.js';
+import type { KnownRegions } from './regions.js';
+
+export class Cuts {
+  constructor(
+    private readonly manager: Manager,
+    private readonly native: NativeMount,
+    private readonly held: HeldFiles,
+    private readonly regions: KnownRegions,
+  ) {}
+
+  /** setattr with a size, of a file that is open here or not. */
+  async resize(ino: number, set: SetAttr & { size: number }): Promise<Attr> {
+    const file = await this.settled(ino);
+    if (file === undefined) return (await this.manager.ask('setattr', { ino, set })).attr;
+    const { attr } = await this.cut(file, set.size, -1, () => this.manager.ask('setattr', { ino, set, ...this.ownRecord(file) }));
+    this.held.noteAttr(attr);
+    return attr;
+  }
+
+  /** Frees [offset, offset+length): reads as zeros, the size stays. */
+  async punch(ino: number, offset: number, length: number): Promise<void> {
+    const file = await this.settled(ino);
+    if (file === undefined) throw new ExtmemError('EBADF', `punching a hole into inode ${ino}: it is not open`);
+    const first = Math.ceil(offset / PAGE_BYTES) * PAGE_BYTES;
+    const end = Math.floor((offset + length) / PAGE_BYTES) * PAGE_BYTES;
+    await this.cut(
+      file,
+      offset,
+      length,
+      () =>
+        end > first
+          ? this.manager.ask('punch', { ino, offset: first, length: end - first, ...this.ownRecord(file) })
+          : Promise.resolve({ record: this.native.record(ino, false) }), // within a page: zeroed in place
+    );
+  }
+
+  private async cut<Answer extends { record?: Uint8Array | undefined }>(
+    file: HeldFile,
+    offset: number,
+    length: number,
+    ask: () => Promise<Answer>,
+  ): Promise<Answer> {
+    const { ino } = file;
+    // Nothing was asked, nothing is uncertain.
+    if (!this.manager.alive)
+      throw new ExtmemError('EIO', `changing the size of inode ${ino}: the manager is not reachable; this works again when it is back`);
+    await this.native.beginCut(ino, offset, length);
+    let answer: Answer;
+    try {
+      answer = await ask();
+      if (answer.record !== undefined) await this.regions.fetchFor(answer.record);
+    } catch (error) {
+      // Without an answer nobody knows whether it was done; after the session is resumed the manager's record decides.
+      if (!this.manager.alive) file.uncertain = true;
+      await this.native.endCut(ino);
+      throw error;
+    }
+    await this.native.endCut(ino, answer.record);
+    return answer;
+  }
+
+  private ownRecord(file: HeldFile): { record?: Uint8Array } {
+    return file.mode === 'write' ? { record: this.native.record(file.ino, false) } : {};
+  }
+
+  private async settled(ino: number): Promise<HeldFile | undefined> {
+    let file = this.held.get(ino);
+    for (; file?.changing !== undefined; file = this.held.get(ino)) await file.changing;
+    return file;
+  }
+}

@@ -1,0 +1,281 @@
+/**
+ * The files that this client holds a delegation for: what may be cached of each, who has it open, and when it is given back.
+ * A delegation outlives the last close (most files are opened again), up to MAX_IDLE of them; opening a file whose delegation
+ * suffices says no word to the manager and waits for nothing.
+ *
+ * Invariants:
+ * - Native knows exactly the files in `files`; a file leaves both together.
+ * - A file whose delegation is changing (recalled, given back) has `changing` set; whoever wants to open it waits for that.
+ * - One acquire per inode at a time: a second answer would replace a record that native has changed meanwhile.
+ * - A write delegation's record is native's; it is never replaced by the manager's, except after an uncertain cut.
+ */
+import { LRUCache } from 'lru-cache';
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import type { Attr, FileGrant } from '../base/messages.js';
+import type { NativeMode, NativeMount } from '../binding/index.js';
+import type { Manager } from './manager.js';
+import type { KnownRegions } from './regions.js';
+
+export const MAX_IDLE = 10_000;
+const MAX_CLOSED_CHANGES = 100_000;
+
+export type OpenMode = 'read' | 'write';
+
+export interface HeldFile {
+  readonly ino: number;
+  mode: NativeMode;
+  /** The strongest right that the manager was asked for: what a shared file may be opened for. */
+  asked: OpenMode;
+  readers: number;
+  writers: number;
+  /** Last known attributes; size and times of a write delegation are native's. Serves open files while the manager is dead. */
+  attr: Attr;
+  /** The kernel's pages of it are those that were current when it was last closed here, and nobody else has written since. */
+  kernelPagesValid: boolean;
+  /** nlink is 0: it goes with its last holder, here with the last close. */
+  unlinked: boolean;
+  /** A truncate was asked for and the answer was lost: the manager's record is the truth, not native's. */
+  uncertain: boolean;
+  /** Set while the delegation changes; never rejects. */
+  changing: Promise<void> | undefined;
+  /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
+  soleHolder: boolean;
+}
+
+export class HeldFiles {
+  private readonly files = new Map<number, HeldFile>();
+  /** Held without being open, in the order of their last close. */
+  private readonly idle = new Map<number, HeldFile>();
+  private readonly acquiring = new Map<number, Promise<void>>();
+  /** Change counters at the last close here of files no longer held. */
+  private readonly closedChanges = new LRUCache<number, number>({ max: MAX_CLOSED_CHANGES });
+  private acquires = 0;
+  private reuses = 0;
+
+  constructor(
+    private readonly manager: Manager,
+    private readonly native: NativeMount,
+    private readonly regions: KnownRegions,
+    private readonly log: Logger,
+    private readonly maxIdle = MAX_IDLE,
+  ) {}
+
+  get(ino: number): HeldFile | undefined {
+    return this.files.get(ino);
+  }
+
+  all(): IterableIterator<HeldFile> {
+    return this.files.values();
+  }
+
+  /** The file, held for at least `mode`, with one more open. Synchronous when nobody has to be asked. */
+  open(ino: number, mode: OpenMode): HeldFile | Promise<HeldFile> {
+    const file = this.files.get(ino);
+    if (file !== undefined && file.changing === undefined && suffices(file, mode)) {
+      this.reuses += 1;
+      return this.count(file, mode);
+    }
+    return this.openAsking(ino, mode);
+  }
+
+  /** A file that was created and granted in one step, with one open. */
+  openGranted(grant: FileGrant, mode: OpenMode): HeldFile {
+    return this.count(this.install(grant, mode), mode);
+  }
+
+  /** One open less; with the last one the file is idle, or given back if that is due. */
+  close(ino: number, mode: OpenMode): void {
+    const file = this.files.get(ino);
+    if (file === undefined) return; // fenced or lost meanwhile
+    if (mode === 'write') file.writers -= 1;
+    else file.readers -= 1;
+    if (isOpen(file)) return;
+    this.idle.set(ino, file);
+    if (file.changing === undefined) this.settleIdle(file);
+  }
+
+  /** The newest attributes. Without a name nothing of it needs to be written back. */
+  noteAttr(attr: Attr): void {
+    const file = this.files.get(attr.ino);
+    if (file === undefined) return;
+    file.attr = attr;
+    if (attr.nlink > 0 || file.unlinked) return;
+    file.unlinked = true;
+    if (!isOpen(file) && file.changing === undefined) this.giveBack(file);
+  }
+
+  /** Runs a change of the delegation; opens wait for it. `change` must not wait for another change of the same file. */
+  async changeDelegation<Result>(file: HeldFile, change: () => Promise<Result>): Promise<Result> {
+    const changed = change();
+    const settled = changed.then(
+      () => undefined,
+      () => undefined,
+    );
+    file.changing = settled;
+    try {
+      return await changed;
+    } finally {
+      this.clearChanging(file, settled);
+      if (this.files.get(file.ino) === file && !isOpen(file)) this.settleIdle(file);
+    }
+  }
+
+  /** The delegation is gone (recalled to nothing, or given back): native forgets the file. It must not be open. */
+  forget(file: HeldFile): void {
+    if (this.files.get(file.ino) !== file) return;
+    if (file.kernelPagesValid && !file.unlinked) {
+      const state = this.native.fileState(file.ino);
+      if (state !== undefined) this.closedChanges.set(file.ino, state.change);
+    }
+    this.files.delete(file.ino);
+    this.idle.delete(file.ino);
+    this.native.dropFile(file.ino);
+  }
+
+  /** What an open answered with keep_cache would be right for; from here on the kernel's pages count as valid. */
+  takeKeepCache(file: HeldFile): boolean {
+    if (file.mode === 'shared') return false;
+    const keep = file.kernelPagesValid;
+    file.kernelPagesValid = true;
+    return keep;
+  }
+
+  /** After the session was resumed: what could not be given back while the manager was dead. */
+  giveBackOwed(): void {
+    for (const file of [...this.idle.values()]) if (file.changing === undefined && isOwed(file)) this.giveBack(file);
+  }
+
+  /** A new grant of a file after an uncertain cut: the manager's record replaces native's. */
+  async reacquire(file: HeldFile): Promise<void> {
+    const grant = await this.manager.ask('acquire', { ino: file.ino, mode: file.asked });
+    this.install(grant, file.asked);
+  }
+
+  counters(): Record<string, number> {
+    return { held: this.files.size, idle: this.idle.size, acquires: this.acquires, reuses: this.reuses };
+  }
+
+  private async openAsking(ino: number, mode: OpenMode): Promise<HeldFile> {
+    for (;;) {
+      const file = this.files.get(ino);
+      const underWay = file?.changing ?? this.acquiring.get(ino);
+      if (underWay !== undefined) {
+        await underWay;
+        continue;
+      }
+      if (file !== undefined && suffices(file, mode)) return this.count(file, mode);
+      await this.acquire(ino, mode);
+    }
+  }
+
+  private async acquire(ino: number, mode: OpenMode): Promise<void> {
+    this.acquires += 1;
+    const asked = this.manager.ask('acquire', { ino, mode }).then((grant) => {
+      const file = this.install(grant, mode);
+      if (!suffices(file, mode)) throw new ExtmemError('EIO', `opening inode ${ino} for ${mode}: the manager granted ${grant.mode} only`);
+    });
+    const settled = asked.catch(() => undefined);
+    this.acquiring.set(ino, settled);
+    try {
+      await asked;
+    } finally {
+      this.acquiring.delete(ino);
+    }
+  }
+
+  private install(grant: FileGrant, asked: OpenMode): HeldFile {
+    const { attr, mode, record } = grant;
+    if (mode === 'none') throw new ExtmemError('EIO', `opening inode ${attr.ino}: the manager granted nothing`);
+    this.regions.put(grant.regions);
+    const before = this.files.get(attr.ino);
+    const nativeIsNewer = before?.mode === 'write' && mode === 'write' && !before.uncertain;
+    if (!nativeIsNewer) this.native.putFile(attr.ino, mode, record);
+    if (before !== undefined) {
+      if (before.mode === 'shared' || mode === 'shared') before.kernelPagesValid = false;
+      before.mode = mode;
+      before.asked = before.asked === 'write' ? 'write' : asked;
+      before.attr = attr;
+      before.uncertain = false;
+      return before;
+    }
+    const closedAt = this.closedChanges.get(attr.ino);
+    const file: HeldFile = {
+      ino: attr.ino,
+      mode,
+      asked,
+      readers: 0,
+      writers: 0,
+      attr,
+      kernelPagesValid: closedAt !== undefined && closedAt === this.native.fileState(attr.ino)?.change,
+      unlinked: attr.nlink === 0,
+      uncertain: false,
+      changing: undefined,
+      soleHolder: false,
+    };
+    this.files.set(attr.ino, file);
+    return file;
+  }
+
+  private count(file: HeldFile, mode: OpenMode): HeldFile {
+    if (mode === 'write') file.writers += 1;
+    else file.readers += 1;
+    this.idle.delete(file.ino);
+    return file;
+  }
+
+  private settleIdle(file: HeldFile): void {
+    this.idle.delete(file.ino);
+    this.idle.set(file.ino, file); // now the youngest
+    if (isOwed(file)) return this.giveBack(file);
+    if (this.idle.size <= this.maxIdle) return;
+    for (const oldest of this.idle.values()) {
+      if (oldest.changing !== undefined) continue;
+      return this.giveBack(oldest);
+    }
+  }
+
+  /** In the background; a file that cannot be written back, or whose manager is dead, stays held and idle. */
+  private giveBack(file: HeldFile): void {
+    if (!this.manager.alive) return;
+    const settled: Promise<void> = this.release(file).then(
+      () => this.clearChanging(file, settled),
+      (error: unknown) => {
+        this.clearChanging(file, settled);
+        if (this.manager.alive)
+          this.log.warn({ ino: file.ino, error }, 'a file that is not open could not be given back to the manager; it stays held');
+      },
+    );
+    file.changing = settled;
+  }
+
+  /** A recall may have begun meanwhile, whose own end clears it. */
+  private clearChanging(file: HeldFile, settled: Promise<void>): void {
+    if (file.changing === settled) file.changing = undefined;
+  }
+
+  private async release(file: HeldFile): Promise<void> {
+    const { ino } = file;
+    let record: Uint8Array | undefined;
+    if (file.mode === 'write') {
+      if (!file.unlinked && (this.native.fileState(ino)?.dirtyBytes ?? 0) > 0) await this.native.flushFile(ino);
+      // Also of an unlinked file: only so does the manager learn which of our pieces are free again.
+      if (this.native.fileState(ino)?.recordChanged === true) record = this.native.record(ino, false);
+    }
+    await this.manager.ask('release', { ino, ...(record === undefined ? {} : { record }) });
+    this.forget(file);
+  }
+}
+
+export function isOpen(file: HeldFile): boolean {
+  return file.readers + file.writers > 0;
+}
+
+function suffices(file: HeldFile, mode: OpenMode): boolean {
+  return file.mode === 'write' || mode === 'read' || (file.mode === 'shared' && file.asked === 'write');
+}
+
+/** Not worth keeping once it is closed: shared files hold others up, unlinked ones hold memory. */
+function isOwed(file: HeldFile): boolean {
+  return file.mode === 'shared' || file.unlinked;
+}

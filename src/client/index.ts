@@ -1,0 +1,23 @@
+/**
+ * The library: `import { connect } from 'extmem'`. Allocations by path over the manager, and files of a mount mapped into memory.
+ */
+import { Allocations, type ManagerAddress } from './allocations.js';
+import { mapFile, type MapFileOptions, type Mapping } from './map_file.js';
+
+export { ExtmemError } from '../base/errors.js';
+export type { LayoutName } from '../base/messages.js';
+export type { AllocationInfo, ManagerAddress } from './allocations.js';
+export { mapFile, type MapFileOptions, type Mapping } from './map_file.js';
+
+export interface Connection {
+  readonly allocations: Allocations;
+  /** A file below a mount of this machine. */
+  mapFile(path: string, options?: MapFileOptions): Mapping;
+}
+
+/** Rejects with EUNREACHABLE (no manager there) or EACCES (wrong token). There is nothing to close: each call is a request of its own. */
+export async function connect(address: ManagerAddress): Promise<Connection> {
+  const allocations = new Allocations(address);
+  await allocations.check();
+  return { allocations, mapFile };
+}

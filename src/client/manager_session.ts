@@ -1,0 +1,287 @@
+/**
+ * This process's session with the manager: opened with a token, kept alive, and resumed after the manager (or the way to it)
+ * was dead. While it is dead every ask fails at once with EIO; open files need none.
+ *
+ * Invariants: at most one link at a time; the lease counts from when a renewal was *sent*; a session that the manager refuses
+ * to resume is over for good (`fenced`): its client id and key are void, and whoever wants to go on begins with a new one.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import { clientOperations, clientPushes, type Answer, type Ask } from '../base/messages.js';
+import { PROTOCOL_VERSION } from '../base/protocol.js';
+import { connectSession, sessionUrl, type Session } from '../base/session.js';
+import type { ClientOperations, ClientPushes, Manager, PushHandlers } from './manager.js';
+
+/** Renewals are this many to a lease: one may be lost. */
+const RENEWALS_PER_LEASE = 4;
+const FIRST_RETRY_MS = 50;
+const LAST_RETRY_MS = 1000;
+const HELLO_TIMEOUT_MS = 4000;
+/** A manager that lives may have to fence somebody first (a recall's time-out, then the appliances); a dead link ends the wait sooner. */
+const ASK_TIMEOUT_MS = 30_000;
+/** What a hello that resumes is refused with when this client was fenced. Anything else may be cured by trying again. */
+const FENCED_CODES = new Set(['ESTALE', 'EFENCED']);
+
+export interface SessionOptions {
+  /** host:port or URL; https means TLS. */
+  manager: string;
+  token: string;
+  /** PEM of the authority that the manager's certificate is checked against. */
+  ca?: string | Buffer;
+  name: string;
+  hostId: string;
+  log: Logger;
+}
+
+export type Hello = Answer<ClientOperations, 'hello'>;
+
+/** What the layers above do when the session's state changes. */
+export interface SessionEvents {
+  /** The manager, or the way to it, is gone: nothing that it told us to cache may be believed any longer. The session is not
+   *  resumed before this is done: a client that resumes has dropped what it had cached. */
+  lost(): Promise<void>;
+  /** It is back and holds our delegations as before. Runs before any other ask goes out. */
+  resumed(hello: Hello): Promise<void>;
+  /** It is back and our delegations are void. */
+  fenced(why: string): void;
+}
+
+type Link = Session<ClientOperations, ClientPushes>;
+
+/** Opens a session with the manager (hello). Rejects with a code and a message that says what to do. */
+export async function connectClient(options: SessionOptions): Promise<ManagerSession> {
+  const session = new ManagerSession(options);
+  await session.open();
+  return session;
+}
+
+export class ManagerSession implements Manager {
+  private link: Link | undefined;
+  private first: Hello | undefined;
+  private state: 'opening' | 'alive' | 'dead' | 'over' = 'opening';
+  private resuming = false;
+  private leaseFromMs = 0;
+  private renewal: NodeJS.Timeout | undefined;
+  private readonly stop = new AbortController();
+  private reconnects = 0;
+  private readonly asks: Record<string, number> = {};
+
+  private pushes: Promise<PushHandlers>;
+  private readonly setPushes: (handlers: PushHandlers) => void;
+  private events: SessionEvents | undefined;
+
+  constructor(private readonly options: SessionOptions) {
+    let set: (handlers: PushHandlers) => void = () => undefined;
+    this.pushes = new Promise((resolve) => (set = resolve));
+    this.setPushes = set;
+  }
+
+  /** What the manager said at the beginning. */
+  get hello(): Hello {
+    if (this.first === undefined) throw new Error('the session was not opened');
+    return this.first;
+  }
+
+  get alive(): boolean {
+    return this.state === 'alive';
+  }
+
+  leaseLeftMs(): number {
+    return this.state === 'alive' ? this.leaseFromMs + this.hello.leaseMs - performance.now() : 0;
+  }
+
+  /** From now on pushes are handled (those that came earlier have waited), and changes of state are told. */
+  serve(pushes: PushHandlers, events: SessionEvents): void {
+    this.events = events;
+    this.setPushes(pushes);
+    if (this.state === 'dead') void events.lost();
+  }
+
+  ask<Name extends keyof ClientOperations>(name: Name, ask: Ask<ClientOperations, Name>): Promise<Answer<ClientOperations, Name>> {
+    const link = this.link;
+    if (link === undefined || (this.state !== 'alive' && !this.resuming)) return Promise.reject(this.unreachable(name));
+    this.asks[name] = (this.asks[name] ?? 0) + 1;
+    // Only a wait for a lock may last as long as it likes.
+    const waits = name === 'setlk' && 'wait' in ask && ask.wait;
+    return link.call(name, ask, { timeoutMs: waits ? 0 : ASK_TIMEOUT_MS });
+  }
+
+  async open(): Promise<void> {
+    try {
+      this.first = await this.dial();
+    } catch (error) {
+      throw this.explain(error);
+    }
+    this.becomeAlive();
+  }
+
+  /** Says goodbye (delegations and provisions go back at once) and ends the session. Idempotent. */
+  async close(options: { goodbye: boolean }): Promise<void> {
+    if (this.state === 'over') return;
+    if (options.goodbye && this.alive) await this.ask('goodbye', {}).catch(() => undefined);
+    this.end();
+    this.link?.close();
+    this.link = undefined;
+  }
+
+  counters(): Record<string, unknown> {
+    return { state: this.state, reconnects: this.reconnects, asks: this.asks, leaseLeftMs: Math.max(0, Math.round(this.leaseLeftMs())) };
+  }
+
+  private async dial(): Promise<Hello> {
+    const { manager, token, ca, log } = this.options;
+    const tables = { out: clientOperations, in: clientPushes };
+    const link = await connectSession(sessionUrl(manager, 'clients'), token, tables, this.handlers(), {
+      ...(ca === undefined ? {} : { ca }),
+      timeoutMs: HELLO_TIMEOUT_MS,
+      onError: (error) => log.error({ error }, 'handling what the manager sent failed'),
+    });
+    const sentAtMs = performance.now();
+    try {
+      const { name, hostId } = this.options;
+      const before = this.first;
+      const resume = before === undefined ? undefined : { client: before.client, generation: before.generation, secret: before.secret };
+      const hello = await link.call(
+        'hello',
+        { version: PROTOCOL_VERSION, name, hostId, ...(resume === undefined ? {} : { resume }) },
+        { timeoutMs: HELLO_TIMEOUT_MS },
+      );
+      this.link = link;
+      this.leaseFromMs = sentAtMs;
+      void link.closed.then((reason) => this.linkEnded(link, reason));
+      return hello;
+    } catch (error) {
+      link.close();
+      throw error;
+    }
+  }
+
+  private handlers(): PushHandlers {
+    // One method per push, so that a push added to the table and not handled does not compile.
+    return {
+      recall: async (ask) => (await this.pushes).recall(ask),
+      grant: async (ask) => (await this.pushes).grant(ask),
+      attributes: async (ask) => (await this.pushes).attributes(ask),
+      invalidateEntries: async (ask) => (await this.pushes).invalidateEntries(ask),
+      invalidate: async (ask) => (await this.pushes).invalidate(ask),
+      freed: async (ask) => (await this.pushes).freed(ask),
+      appliances: async (ask) => (await this.pushes).appliances(ask),
+    };
+  }
+
+  private becomeAlive(): void {
+    this.state = 'alive';
+    const periodMs = this.hello.leaseMs / RENEWALS_PER_LEASE;
+    this.renewal ??= setInterval(() => this.renew(), periodMs).unref();
+  }
+
+  private renew(): void {
+    const link = this.link;
+    if (link === undefined || this.state !== 'alive') return;
+    const sentAtMs = performance.now();
+    link.call('renew', {}, { timeoutMs: this.hello.leaseMs }).then(
+      () => {
+        if (this.link === link) this.leaseFromMs = Math.max(this.leaseFromMs, sentAtMs);
+      },
+      (error: unknown) => {
+        // A manager that keeps the connection but answers no renewal for a lease is as good as dead.
+        if (this.link === link) link.terminate(`renewing the lease failed: ${messageOf(error)}`);
+      },
+    );
+  }
+
+  private linkEnded(link: Link, reason: ExtmemError): void {
+    if (this.link !== link || this.state === 'over') return;
+    this.link = undefined;
+    const wasAlive = this.state === 'alive';
+    this.state = 'dead';
+    if (!wasAlive) return; // the reconnect under way notices
+    this.options.log.warn(
+      { reason: reason.message },
+      'the manager is not reachable; open files go on, everything else fails until it is back',
+    );
+    void this.reconnect();
+  }
+
+  private async reconnect(): Promise<void> {
+    await this.events?.lost();
+    let waitMs = FIRST_RETRY_MS;
+    while (this.state === 'dead') {
+      // Jitter: the clients of a restarted manager do not come in step.
+      await sleep(waitMs * (0.5 + Math.random() / 2), undefined, { signal: this.stop.signal }).catch(() => undefined);
+      waitMs = Math.min(waitMs * 2, LAST_RETRY_MS);
+      if (this.state !== 'dead') return;
+      try {
+        await this.resume(await this.dial());
+      } catch (error) {
+        if (FENCED_CODES.has(codeOf(error))) return this.fence(messageOf(error));
+        this.link?.close();
+        this.link = undefined;
+        this.options.log.debug({ error }, 'the manager is still not reachable');
+      }
+    }
+  }
+
+  private async resume(hello: Hello): Promise<void> {
+    if (!hello.resumed || hello.client !== this.hello.client || hello.generation !== this.hello.generation) {
+      // The manager opened a new client for us, of no use to this process's mount.
+      await this.link?.call('goodbye', {}).catch(() => undefined);
+      return this.fence('the manager no longer knows this session');
+    }
+    this.resuming = true;
+    try {
+      await this.events?.resumed(hello);
+    } finally {
+      this.resuming = false;
+    }
+    if (this.link === undefined || this.state !== 'dead') return; // lost again meanwhile: the loop goes on
+    this.reconnects += 1;
+    this.options.log.info('the manager is back; the session goes on');
+    this.becomeAlive();
+  }
+
+  private fence(why: string): void {
+    this.end();
+    this.link?.close();
+    this.link = undefined;
+    this.events?.fenced(why);
+  }
+
+  private end(): void {
+    this.state = 'over';
+    this.stop.abort();
+    clearInterval(this.renewal);
+  }
+
+  private unreachable(asked: string): ExtmemError {
+    return new ExtmemError(
+      'EIO',
+      `asking the manager at ${this.options.manager} for ${asked}: it is not reachable; this works again when it is back`,
+    );
+  }
+
+  private explain(error: unknown): ExtmemError {
+    const code = codeOf(error);
+    const where = this.options.manager;
+    if (code === 'EACCES')
+      return new ExtmemError('EACCES', `the manager at ${where} refused the join token; pass the token it was started with`, {
+        cause: error,
+      });
+    if (code === 'EVERSION' || code === 'EPROTO')
+      return new ExtmemError(code, `the manager at ${where} speaks another protocol: ${messageOf(error)}`, { cause: error });
+    return new ExtmemError(
+      'EUNREACHABLE',
+      `no manager answers at ${where}: ${messageOf(error)}; start one with \`extmem manager\`, or name its address with --manager`,
+      { cause: error },
+    );
+  }
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : '';
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,199 @@
+/**
+ * The client of one mount: the manager's session, native, and between them the parts that each keep one thing. The file system
+ * (src/fs) is written against this; it knows neither the session's state nor the order in which caches are given up.
+ *
+ * Invariant: everything here runs on the event loop; a part is changed by itself only.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from '../base/logger.js';
+import type { Answer } from '../base/messages.js';
+import type { NativeMount } from '../binding/index.js';
+import { AttributeCache } from './attribute_cache.js';
+import { BoundedWait } from './bounded_wait.js';
+import { Commits } from './commits.js';
+import { Cuts } from './cuts.js';
+import { DirectoryActivity } from './directory_activity.js';
+import { HeldFiles } from './held_files.js';
+import { LockKeeper } from './lock_keeper.js';
+import type { ClientOperations, Manager, PushHandlers } from './manager.js';
+import type { Hello, SessionEvents } from './manager_session.js';
+import { Pushes } from './pushes.js';
+import { KnownRegions } from './regions.js';
+import { Reserve } from './reserve.js';
+import { Upcalls, type Question } from './upcalls.js';
+
+const ROOM_VALID_MS = 1000;
+
+/** What of a session this needs: ManagerSession, or a test's. */
+export interface ClientSession extends Manager {
+  readonly hello: Hello;
+  serve(pushes: PushHandlers, events: SessionEvents): void;
+  close(options: { goodbye: boolean }): Promise<void>;
+  counters(): Record<string, unknown>;
+}
+
+export interface MountClientOptions {
+  session: ClientSession;
+  native: NativeMount;
+  log: Logger;
+  /** Room kept ready to be written to without asking. */
+  reserveBytes: number;
+  maxIdleFiles?: number;
+  errnoOf: (failure: unknown) => { errno: number; expected: boolean };
+  /** This client's delegations are void: the mount must end. */
+  onFenced(why: string): void;
+}
+
+type Room = Answer<ClientOperations, 'statfs'>;
+
+export class MountClient {
+  readonly manager: Manager;
+  readonly native: NativeMount;
+  readonly log: Logger;
+  readonly cache: AttributeCache;
+  readonly held: HeldFiles;
+  readonly locks: LockKeeper;
+  readonly cuts: Cuts;
+  readonly directories = new DirectoryActivity();
+
+  private readonly session: ClientSession;
+  private readonly regions: KnownRegions;
+  private readonly commits: Commits;
+  private readonly reserve: Reserve;
+  private readonly upcalls: Upcalls;
+  private readonly pushes: Pushes;
+  private readonly onFenced: (why: string) => void;
+  private room: Room | undefined;
+  private roomAtMs = 0;
+
+  constructor(options: MountClientOptions) {
+    const { session, native, log, errnoOf } = options;
+    this.session = session;
+    this.manager = session;
+    this.native = native;
+    this.log = log;
+    this.onFenced = (why) => options.onFenced(why);
+    this.cache = new AttributeCache(session);
+    this.regions = new KnownRegions(session, native);
+    this.held = new HeldFiles(session, native, this.regions, log, options.maxIdleFiles);
+    this.locks = new LockKeeper(session, native, this.held);
+    this.commits = new Commits(session, native, this.held, log);
+    this.cuts = new Cuts(session, native, this.held, this.regions);
+    this.reserve = new Reserve(session, native, this.regions, log, options.reserveBytes);
+    const parts = { ...this.parts(), errnoOf };
+    this.upcalls = new Upcalls(parts);
+    this.pushes = new Pushes({ ...parts, directories: this.directories, wait: new BoundedWait(log) });
+  }
+
+  /** Tells native who there is, takes pushes, and gets the first room to write to (or warns that there is none). */
+  async start(): Promise<void> {
+    const { appliances } = this.session.hello;
+    this.regions.putAppliances(appliances);
+    this.session.serve(this.pushes, {
+      lost: () => this.dropBeliefs(),
+      resumed: (hello) => this.resumed(hello),
+      fenced: (why) => this.fenced(why),
+    });
+    if (!appliances.some(({ state }) => state === 'up'))
+      this.log.warn('the cluster has no appliance yet: writes fail with ENOSPC until one joins (start one with `extmem appliance`)');
+    await this.reserve.start();
+  }
+
+  answerUpcall(question: Question): void {
+    this.upcalls.answer(question);
+  }
+
+  /** For how long the kernel may believe what it is told now. */
+  validityMs(): number {
+    return Math.max(0, this.manager.leaseLeftMs());
+  }
+
+  /** Room in the pool, at most a second old; the last that was known while the manager is dead. */
+  statfs(): Room | Promise<Room> {
+    if (this.room !== undefined && (!this.manager.alive || performance.now() - this.roomAtMs < ROOM_VALID_MS)) return this.room;
+    return this.manager.ask('statfs', {}).then((room) => {
+      this.roomAtMs = performance.now();
+      return (this.room = room);
+    });
+  }
+
+  /** Pages that a mapping dirtied reach native only when the last handle goes: nobody is waiting, but they are taken home. */
+  writeBehind(ino: number): void {
+    this.writeBack(ino).catch((error: unknown) => {
+      if (this.manager.alive) this.log.warn({ ino, error }, 'a file written through a mapping could not be written back yet');
+    });
+  }
+
+  /** Everything written to the appliances and every record to the manager. Answers the inodes that could not be. */
+  async writeBackAll(): Promise<number[]> {
+    const failed: number[] = [];
+    const files = [...this.held.all()].filter(({ mode, unlinked }) => mode === 'write' && !unlinked);
+    await Promise.all(files.map(({ ino }) => this.writeBack(ino).catch(() => void failed.push(ino))));
+    return failed;
+  }
+
+  async close(options: { goodbye: boolean }): Promise<void> {
+    this.reserve.stop();
+    await this.session.close(options);
+  }
+
+  counters(): Record<string, unknown> {
+    return {
+      session: this.session.counters(),
+      attributeCache: this.cache.counters(),
+      files: this.held.counters(),
+      commits: this.commits.counters(),
+      reserve: this.reserve.counters(),
+      pushes: this.pushes.counters(),
+    };
+  }
+
+  private async writeBack(ino: number): Promise<void> {
+    const state = this.native.fileState(ino);
+    if (state === undefined) return;
+    if (state.dirtyBytes > 0) await this.native.flushFile(ino);
+    const after = this.native.fileState(ino);
+    if (after === undefined || !after.recordChanged || this.held.get(ino)?.mode !== 'write') return;
+    await this.commits.commit(ino, this.native.record(ino, false));
+    // Changed again meanwhile: then the next commit has it.
+    if (this.native.fileState(ino)?.change === after.change) this.native.record(ino, true);
+  }
+
+  /** What the kernel was told to believe ends with the lease at the latest; no need to wait longer than that. */
+  private async dropBeliefs(): Promise<void> {
+    const notices: Promise<void>[] = [];
+    for (const { parent, name } of this.cache.cachedEntries()) notices.push(this.native.invalidateEntry(parent, name));
+    for (const ino of this.cache.cachedInodes()) notices.push(this.native.invalidateInode(ino, -1, 0));
+    this.cache.clear();
+    const lease = new AbortController();
+    const leaseEnd = sleep(this.session.hello.leaseMs, undefined, { signal: lease.signal }).catch(() => undefined);
+    await Promise.race([Promise.allSettled(notices), leaseEnd]);
+    lease.abort();
+  }
+
+  private async resumed(hello: Hello): Promise<void> {
+    this.regions.putAppliances(hello.appliances);
+    await this.commits.recommit();
+    this.held.giveBackOwed();
+    void this.reserve.spread();
+  }
+
+  private fenced(why: string): void {
+    this.cache.clear();
+    const unwritten = [...this.held.all()].filter(({ ino }) => (this.native.fileState(ino)?.dirtyBytes ?? 0) > 0).map(({ ino }) => ino);
+    this.log.error(
+      { why, unwritten },
+      'this mount was fenced: the manager gave its files to others. What was not written back is lost; the mount ends. Mount again to go on',
+    );
+    this.onFenced(why);
+  }
+
+  private parts(): Pick<MountClient, 'manager' | 'native' | 'log' | 'cache' | 'held' | 'locks'> & {
+    regions: KnownRegions;
+    commits: Commits;
+    reserve: Reserve;
+  } {
+    const { manager, native, log, cache, held, locks, regions, commits, reserve } = this;
+    return { manager, native, log, cache, held, locks, regions, commits, reserve };
+  }
+}

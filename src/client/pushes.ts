@@ -1,0 +1,195 @@
+/**
+ * What the manager asks of this client: give up what it caches, take over what the others gave up, say what it knows.
+ *
+ * Invariants: a push is answered only after our own caches and the kernel's are rid of what it names (the kernel's within a
+ * bound, see bounded_wait.ts); a recall is answered only after everything dirty is at the appliances, or with the failure.
+ */
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import type { Answer, Ask } from '../base/messages.js';
+import type { NativeMount } from '../binding/index.js';
+import type { AttributeCache } from './attribute_cache.js';
+import type { BoundedWait } from './bounded_wait.js';
+import type { DirectoryActivity } from './directory_activity.js';
+import { isOpen, type HeldFile, type HeldFiles } from './held_files.js';
+import type { LockKeeper } from './lock_keeper.js';
+import type { ClientPushes, PushHandlers } from './manager.js';
+import type { KnownRegions } from './regions.js';
+import type { Reserve } from './reserve.js';
+
+type PushAsk<Name extends keyof ClientPushes> = Ask<ClientPushes, Name>;
+type PushAnswer<Name extends keyof ClientPushes> = Answer<ClientPushes, Name>;
+
+export interface PushParts {
+  native: NativeMount;
+  cache: AttributeCache;
+  held: HeldFiles;
+  regions: KnownRegions;
+  reserve: Reserve;
+  locks: LockKeeper;
+  directories: DirectoryActivity;
+  wait: BoundedWait;
+  log: Logger;
+}
+
+const WHOLE_FILE = -1;
+const DONE: Record<string, never> = {};
+
+export class Pushes implements PushHandlers {
+  /** Records pushed per file: one that needs regions fetched must not overwrite its successor. */
+  private readonly pushed = new WeakMap<HeldFile, number>();
+  /** Grants under way: they wait for the kernel only, and a recall that follows waits for them. */
+  private readonly granting = new WeakMap<HeldFile, Promise<void>>();
+  private recalls = 0;
+
+  constructor(private readonly parts: PushParts) {}
+
+  async recall({ ino, to }: PushAsk<'recall'>): Promise<PushAnswer<'recall'>> {
+    this.recalls += 1;
+    const { held, cache, log } = this.parts;
+    cache.invalidateAttr(ino);
+    const file = held.get(ino);
+    if (file === undefined) return { open: 'none', locks: [] };
+    await this.granting.get(file);
+    try {
+      return await held.changeDelegation(file, () => this.giveUp(file, to));
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      log.error({ ino, why }, 'a recalled file could not be written back; the manager is told so');
+      throw new ExtmemError('EIO', `giving up inode ${ino}: writing it back failed: ${why}`, { cause: error });
+    }
+  }
+
+  async grant({ grant }: PushAsk<'grant'>): Promise<typeof DONE> {
+    const { held, native, regions } = this.parts;
+    const { ino } = grant.attr;
+    const file = held.get(ino);
+    if (file === undefined || file.changing !== undefined || grant.mode === 'none') return DONE;
+    const { mode } = grant;
+    const granted = held.changeDelegation(file, async () => {
+      await this.dropKernelPages(file, 0, WHOLE_FILE);
+      native.dropPages(ino, 0, WHOLE_FILE);
+      regions.put(grant.regions);
+      native.putFile(ino, mode, grant.record);
+      file.mode = mode;
+      file.attr = grant.attr;
+    });
+    this.granting.set(
+      file,
+      granted.catch(() => undefined),
+    );
+    await granted;
+    return DONE;
+  }
+
+  attributes({ ino }: PushAsk<'attributes'>): PushAnswer<'attributes'> {
+    const file = this.parts.held.get(ino);
+    return file?.mode === 'write' ? { record: this.parts.native.record(ino, false) } : {};
+  }
+
+  async invalidateEntries({ entries }: PushAsk<'invalidateEntries'>): Promise<typeof DONE> {
+    const { cache, native, directories, wait } = this.parts;
+    const notices = entries.map(({ parent, name }) => {
+      cache.invalidateEntry(parent, name);
+      cache.invalidateAttr(parent);
+      return directories.settleUnlessBusy(parent, native.invalidateEntry(parent, name));
+    });
+    await wait.settle(Promise.all(notices), 'names');
+    return DONE;
+  }
+
+  async invalidate({ ino, offset, length, attr, record }: PushAsk<'invalidate'>): Promise<typeof DONE> {
+    const { cache, held, native, wait } = this.parts;
+    cache.invalidateAttr(ino);
+    const file = held.get(ino);
+    if (file !== undefined) {
+      if (attr !== undefined) held.noteAttr(attr);
+      if (record !== undefined) await this.takeRecord(file, record);
+    }
+    if (length === 0) {
+      await wait.settle(native.invalidateInode(ino, -1, 0), 'attributes');
+      return DONE;
+    }
+    if (held.get(ino) !== undefined) native.dropPages(ino, offset, length);
+    if (file !== undefined) await this.dropKernelPages(file, offset, length);
+    else await wait.settle(native.invalidateInode(ino, offset, length), 'pages');
+    return DONE;
+  }
+
+  freed({ pieces }: PushAsk<'freed'>): typeof DONE {
+    this.parts.native.freeSlabs(pieces);
+    return DONE;
+  }
+
+  appliances({ appliances, lostRegions }: PushAsk<'appliances'>): typeof DONE {
+    this.parts.regions.putAppliances(appliances);
+    this.parts.regions.lose(lostRegions);
+    void this.parts.reserve.spread();
+    return DONE;
+  }
+
+  counters(): Record<string, number> {
+    return { recalls: this.recalls };
+  }
+
+  /** A file open for writing cannot keep `read`; one that is not open keeps nothing. */
+  private async giveUp(file: HeldFile, to: PushAsk<'recall'>['to']): Promise<PushAnswer<'recall'>> {
+    const { ino } = file;
+    const { held, locks, native } = this.parts;
+    const wasWrite = file.mode === 'write';
+    const handed = locks.handOver(ino);
+    if (to === 'read' && file.writers === 0 && isOpen(file)) await this.downgradeToRead(file);
+    else await this.downgradeToShared(file);
+    const record = wasWrite ? native.record(ino, true) : undefined;
+    file.soleHolder = false;
+    const open = file.writers > 0 ? 'write' : isOpen(file) ? 'read' : 'none';
+    if (open === 'none') {
+      held.forget(file);
+      locks.closed(ino);
+    }
+    return { open, locks: handed, ...(record === undefined ? {} : { record }) };
+  }
+
+  private async downgradeToRead(file: HeldFile): Promise<void> {
+    if (file.mode !== 'write') return;
+    const { native } = this.parts;
+    await native.flushFile(file.ino);
+    native.putFile(file.ino, 'read', native.record(file.ino, false));
+    file.mode = 'read';
+  }
+
+  private async downgradeToShared(file: HeldFile): Promise<void> {
+    const { ino } = file;
+    const { native } = this.parts;
+    if (file.mode !== 'shared') {
+      file.soleHolder = file.mode === 'write';
+      // The kernel's dirty pages of mappings come to our cache while they still may wait there …
+      if (file.writers > 0) await this.dropKernelPages(file, 0, WHOLE_FILE);
+      native.putFile(ino, 'shared', native.record(ino, false));
+      file.mode = 'shared';
+    }
+    // … and those dirtied meanwhile go through.
+    await this.dropKernelPages(file, 0, WHOLE_FILE);
+    await native.flushFile(ino);
+    native.dropPages(ino, 0, WHOLE_FILE);
+  }
+
+  private async dropKernelPages(file: HeldFile, offset: number, length: number): Promise<void> {
+    file.kernelPagesValid = false;
+    await this.parts.wait.settle(this.parts.native.invalidateInode(file.ino, offset, length), 'pages');
+  }
+
+  private async takeRecord(file: HeldFile, record: Uint8Array): Promise<void> {
+    if (file.mode === 'write') return; // native's is the newer one
+    const turn = (this.pushed.get(file) ?? 0) + 1;
+    this.pushed.set(file, turn);
+    await this.parts.regions.fetchFor(record);
+    if (this.pushed.get(file) !== turn || this.parts.held.get(file.ino) !== file) return;
+    if (modeNow(file) !== 'write') this.parts.native.putFile(file.ino, file.mode, record);
+  }
+}
+
+/** Read afresh: it may have changed over an await. */
+function modeNow(file: HeldFile): HeldFile['mode'] {
+  return file.mode;
+}

@@ -1,0 +1,96 @@
+/**
+ * Which appliances and regions native knows. A record may name regions that this client was never granted (another client
+ * carved them); before native gets such a record it gets the regions, else their pages would be EIO.
+ */
+import type { ApplianceInfo, RegionGrant } from '../base/messages.js';
+import {
+  decodeExtentHeader,
+  decodeExtentMember,
+  decodeRecordHeader,
+  ExtentHeaderBytes,
+  ExtentMemberBytes,
+  RecordHeaderBytes,
+} from '../base/protocol.js';
+import type { NativeMount } from '../binding/index.js';
+import type { Manager } from './manager.js';
+
+/** A mount is provisioned on so many appliances without having run short. */
+const SPREAD = 16;
+
+export class KnownRegions {
+  /** Where each region is, and of which life of that appliance. */
+  private readonly known = new Map<number, { appliance: string; incarnation: number }>();
+  /** Regions that we carve files from. */
+  private readonly provision = new Set<number>();
+  private readonly up = new Set<string>();
+
+  constructor(
+    private readonly manager: Manager,
+    private readonly native: NativeMount,
+  ) {}
+
+  putAppliances(appliances: readonly ApplianceInfo[]): void {
+    this.up.clear();
+    for (const { id, hostId, address, port, linkName, incarnation, state } of appliances) {
+      // One that is down keeps its last address: native finds out by itself, and it may come back there.
+      if (state !== 'up') continue;
+      this.up.add(id);
+      this.native.putAppliance({ id, hostId, address, port, linkName, incarnation });
+      this.lose(
+        [...this.known].filter(([, where]) => where.appliance === id && where.incarnation !== incarnation).map(([region]) => region),
+      );
+    }
+  }
+
+  put(grants: readonly RegionGrant[]): void {
+    for (const { region, bytes, appliance, incarnation, capability } of grants) {
+      this.native.putRegion({ region, bytes, appliance, capability });
+      this.known.set(region, { appliance, incarnation });
+    }
+  }
+
+  /** Regions to carve files from. */
+  putProvision(grants: readonly RegionGrant[]): void {
+    this.put(grants);
+    for (const { region, used } of grants) {
+      this.native.addProvision(region, used ?? []);
+      this.provision.add(region);
+    }
+  }
+
+  /** Appliances that are up and on which nothing is provisioned to us: they joined, or were started again. At most so many that files spread well. */
+  unprovisioned(): string[] {
+    const provisioned = new Set([...this.provision].map((region) => this.known.get(region)?.appliance));
+    const lacking = [...this.up].filter((id) => !provisioned.has(id));
+    return lacking.slice(0, Math.max(0, SPREAD - provisioned.size));
+  }
+
+  lose(regions: readonly number[]): void {
+    for (const region of regions) {
+      this.known.delete(region);
+      this.provision.delete(region);
+    }
+    if (regions.length > 0) this.native.loseRegions([...regions]);
+  }
+
+  /** Asks the manager for what the record names and native does not have yet. */
+  async fetchFor(record: Uint8Array): Promise<void> {
+    const regions = this.unknownIn(record);
+    if (regions.length > 0) this.put((await this.manager.ask('regions', { regions })).regions);
+  }
+
+  private unknownIn(record: Uint8Array): number[] {
+    const unknown = new Set<number>();
+    const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
+    let at = RecordHeaderBytes;
+    for (let left = decodeRecordHeader(view, 0).extentCount; left > 0; left -= 1) {
+      const { memberCount } = decodeExtentHeader(view, at);
+      at += ExtentHeaderBytes;
+      for (let member = 0; member < memberCount; member += 1, at += ExtentMemberBytes) {
+        const region = Number(decodeExtentMember(view, at).region);
+        if (!this.known.has(region)) unknown.add(region);
+      }
+    }
+    return [...unknown];
+  }
+}

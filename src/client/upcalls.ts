@@ -1,0 +1,106 @@
+/**
+ * What native's reactors ask while they write: that the manager learns of a record, more room, agreement on extents of a shared
+ * file, and that others drop what was just overwritten. Every question with an id is answered exactly once.
+ */
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import { decodeRecord, encodeRecord, mergeExtents } from '../base/file_record.js';
+import type { NativeMount, Upcall } from '../binding/index.js';
+import type { AttributeCache } from './attribute_cache.js';
+import type { Commits } from './commits.js';
+import type { HeldFiles } from './held_files.js';
+import type { LockKeeper } from './lock_keeper.js';
+import type { Manager } from './manager.js';
+import type { KnownRegions } from './regions.js';
+import type { Reserve } from './reserve.js';
+
+export type Question = Extract<Upcall, { kind: 'commit' | 'provision' | 'extend' | 'wrote' }>;
+type Asked<Kind extends Question['kind']> = Extract<Question, { kind: Kind }>;
+
+export interface UpcallParts {
+  manager: Manager;
+  native: NativeMount;
+  cache: AttributeCache;
+  held: HeldFiles;
+  regions: KnownRegions;
+  locks: LockKeeper;
+  commits: Commits;
+  reserve: Reserve;
+  log: Logger;
+  /** The one map of failures to errno (src/fs/errno.ts), given from above. */
+  errnoOf: (failure: unknown) => { errno: number; expected: boolean };
+}
+
+export class Upcalls {
+  constructor(private readonly parts: UpcallParts) {}
+
+  answer(question: Question): void {
+    const { native, errnoOf, log } = this.parts;
+    this.handle(question)
+      .then(
+        (record) => native.answer(question.id, 0, record),
+        (error: unknown) => {
+          const { errno, expected } = errnoOf(error);
+          if (!expected) log.error({ kind: question.kind, error }, 'answering the data path failed');
+          native.answer(question.id, errno);
+        },
+      )
+      .catch((error: unknown) => log.debug({ error }, 'an answer came after the mount was closed'));
+  }
+
+  private handle(question: Question): Promise<Uint8Array | undefined> {
+    switch (question.kind) {
+      case 'commit':
+        return this.commit(question);
+      case 'provision':
+        return this.parts.reserve.provide(question.bytes).then(() => undefined);
+      case 'extend':
+        return this.extend(question);
+      case 'wrote':
+        return this.wrote(question);
+    }
+  }
+
+  /** The manager takes records from whoever holds a file for writing; of others it makes sure that what it has survives. */
+  private async commit({ node, record, owner }: Asked<'commit'>): Promise<undefined> {
+    const { held, commits, locks } = this.parts;
+    const file = held.get(node);
+    try {
+      // Its record is not ours to promise before the manager said whether it was truncated.
+      if (file?.uncertain === true)
+        throw new ExtmemError('EIO', `committing inode ${node}: a truncation is uncertain until the manager is back`);
+      if (record.length > 0 && file?.unlinked === false) await commits.commit(node, record);
+    } finally {
+      if (owner !== '') await locks.releaseOwner(node, owner, false);
+    }
+  }
+
+  private async extend({ node, record }: Asked<'extend'>): Promise<Uint8Array> {
+    const { held, manager, native, regions, cache } = this.parts;
+    if (held.get(node)?.soleHolder === true) return this.extendAlone(node, record);
+    const agreed = await manager.ask('extend', { ino: node, record });
+    regions.put(agreed.regions);
+    if (agreed.unused.length > 0) native.freeSlabs(agreed.unused);
+    cache.dropAttr(node);
+    return agreed.record;
+  }
+
+  /** The manager waits for our answer to its recall, and this write is part of that: nobody else has the file yet. */
+  private extendAlone(node: number, proposed: Uint8Array): Uint8Array {
+    const { native } = this.parts;
+    const { record, unused } = mergeExtents(decodeRecord(native.record(node, false)), decodeRecord(proposed));
+    const merged = encodeRecord(record);
+    native.putFile(node, 'shared', merged); // before the answer: the recall's record must have it
+    if (unused.length > 0) native.freeSlabs(unused);
+    return merged;
+  }
+
+  private async wrote({ node, offset, length, mtimeSec, mtimeNsec }: Asked<'wrote'>): Promise<undefined> {
+    const { held, manager, cache } = this.parts;
+    const file = held.get(node);
+    if (file?.soleHolder === true) return;
+    const { attr } = await manager.ask('wrote', { ino: node, offset, length, mtime: [mtimeSec, mtimeNsec] });
+    if (file !== undefined) file.attr = attr;
+    cache.dropAttr(node);
+  }
+}

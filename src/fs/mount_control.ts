@@ -1,0 +1,105 @@
+/**
+ * A running mount's control socket: HTTP over a unix socket that only its owner may open. GET /status (statistics), GET /metrics
+ * (the same for Prometheus), POST /evict (drop clean caches, for measurements), POST /unmount.
+ *
+ * The socket's name is derived from the mount point, so that the CLI finds it without touching the mount.
+ */
+import fastify from 'fastify';
+import { createHash } from 'node:crypto';
+import { chmod, mkdir, rm } from 'node:fs/promises';
+import { request } from 'node:http';
+import { join } from 'node:path';
+import { ExtmemError } from '../base/errors.js';
+
+const ASK_TIMEOUT_MS = 10_000;
+
+export interface ControlledMount {
+  readonly mountPoint: string;
+  statistics(): Record<string, unknown>;
+  evict(): Promise<void>;
+  unmount(): Promise<void>;
+}
+
+export interface MountControl {
+  readonly path: string;
+  close(): Promise<void>;
+}
+
+/** Where the control socket of a mount is, whether or not it runs. `mountPoint` as it was given to mountFileSystem. */
+export function mountControlPath(runtimeDir: string, mountPoint: string): string {
+  return join(runtimeDir, 'mounts', `${createHash('sha256').update(mountPoint).digest('hex').slice(0, 16)}.sock`);
+}
+
+export async function serveMountControl(mount: ControlledMount, runtimeDir: string): Promise<MountControl> {
+  const path = mountControlPath(runtimeDir, mount.mountPoint);
+  await mkdir(join(runtimeDir, 'mounts'), { recursive: true, mode: 0o700 });
+  await rm(path, { force: true });
+  const server = fastify({ logger: false, forceCloseConnections: 'idle' });
+  server.get('/status', () => mount.statistics());
+  server.get('/metrics', (_request, reply) =>
+    reply.type('text/plain; version=0.0.4').send(metricsOf(mount.statistics(), mount.mountPoint)),
+  );
+  server.post('/evict', async () => {
+    await mount.evict();
+    return { evicted: true };
+  });
+  server.post('/unmount', async () => {
+    await mount.unmount();
+    return { unmounted: true };
+  });
+  server.setErrorHandler((error: Error & { code?: string }, _request, reply) =>
+    reply.status(500).send({ code: error.code ?? 'EIO', error: error.message }),
+  );
+  await server.listen({ path });
+  await chmod(path, 0o600);
+  return {
+    path,
+    close: async () => {
+      // Not awaited: /unmount is answered on a connection of this server, after this.
+      void server.close();
+      await rm(path, { force: true });
+    },
+  };
+}
+
+/** Asks a running mount. ENOTCONN: none runs there. */
+export function askMount(runtimeDir: string, mountPoint: string, method: 'GET' | 'POST', path: string): Promise<string> {
+  const socketPath = mountControlPath(runtimeDir, mountPoint);
+  return new Promise((resolve, reject) => {
+    const asking = request({ socketPath, method, path, timeout: ASK_TIMEOUT_MS }, (answer) => {
+      const pieces: Buffer[] = [];
+      answer.on('data', (piece: Buffer) => pieces.push(piece));
+      answer.on('error', reject);
+      answer.on('end', () => {
+        const body = Buffer.concat(pieces).toString('utf8');
+        if (answer.statusCode === 200) resolve(body);
+        else reject(new ExtmemError('EIO', `the mount at ${mountPoint} answered ${path} with ${answer.statusCode ?? 0}: ${body}`));
+      });
+    });
+    asking.on('timeout', () =>
+      asking.destroy(new ExtmemError('ETIMEDOUT', `the mount at ${mountPoint} did not answer within ${ASK_TIMEOUT_MS} ms`)),
+    );
+    asking.on('error', (error: NodeJS.ErrnoException) => {
+      const absent = error.code === 'ENOENT' || error.code === 'ECONNREFUSED';
+      reject(absent ? new ExtmemError('ENOTCONN', `no extmem mount of this machine serves ${mountPoint}`, { cause: error }) : error);
+    });
+    asking.end();
+  });
+}
+
+/** Every number of the statistics as a gauge, named by where it stands in them. */
+export function metricsOf(statistics: Record<string, unknown>, mountPoint: string): string {
+  const label = `{mount="${mountPoint.replace(/[\\"]/g, (character) => `\\${character}`).replace(/\n/g, '\\n')}"}`;
+  const lines: string[] = [];
+  const visit = (name: string, value: unknown): void => {
+    if (typeof value === 'number' && Number.isFinite(value)) lines.push(`${name}${label} ${value}`);
+    else if (typeof value === 'object' && value !== null)
+      for (const [key, inner] of Object.entries(value)) visit(`${name}_${snakeCase(key)}`, inner);
+  };
+  visit('extmem_mount', statistics);
+  return `${lines.join('\n')}\n`;
+}
+
+function snakeCase(key: string): string {
+  return key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`).replace(/[^a-z0-9_]/g, '_');
+}

@@ -1,0 +1,281 @@
+/**
+ * Allocations as administrators and programs see them: files by path, created, resized, listed, described and destroyed over
+ * HTTP. What is large gets regions of its own, on all chosen appliances or on none; what is small is a sparse file whose writer
+ * carves it from its provision.
+ */
+import { ExtmemError } from '../base/errors.js';
+import type { Extent } from '../base/file_record.js';
+import type { Attr, LayoutName } from '../base/messages.js';
+import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
+import type { Appliances } from './appliances.js';
+import type { Clients } from './clients.js';
+import type { Contents } from './contents.js';
+import type { Delegations } from './delegations.js';
+import { roundUpToPages, type Files } from './files.js';
+import { attrOf, DEFAULT_LAYOUT, findFile, findInode, ROOT_INO, type Inode } from './inode.js';
+import type { Interest } from './interest.js';
+import { limits } from './limits.js';
+import type { MetadataStore } from './metadata_store.js';
+import { putInode, type Names } from './names.js';
+import { shareOf, type PlacementStrategy } from './placement.js';
+import type { Reclaimer } from './reclaim.js';
+import { UNBORN_INO, type Region, type Regions } from './regions.js';
+
+const EMPTY_BATCH = 256;
+
+export interface AllocationParts {
+  store: MetadataStore;
+  names: Names;
+  files: Files;
+  regions: Regions;
+  reclaimer: Reclaimer;
+  appliances: Appliances;
+  clients: Clients;
+  interest: Interest;
+  delegations: Delegations;
+  contents: Contents;
+  placement: PlacementStrategy;
+  dedicatedBytes: number;
+}
+
+export interface AllocationInfo {
+  path: string;
+  ino: number;
+  bytes: number;
+  allocatedBytes: number;
+  layout: LayoutName;
+  dedicated: boolean;
+  extents: number;
+  regions: { region: number; bytes: number; appliance: string; lost: boolean }[];
+  appliances: string[];
+  lost: boolean;
+  holders: { client: number; name: string; mode: string; open: string; connected: boolean }[];
+  attr: Attr;
+  warning: string;
+}
+
+export class Allocations {
+  constructor(private readonly parts: AllocationParts) {}
+
+  async create(ask: { path: string; bytes: number; layout?: LayoutName; dedicated?: boolean }): Promise<AllocationInfo> {
+    const { store, names, interest } = this.parts;
+    checkSize(ask.bytes);
+    const { parent, name } = this.parentOf(ask.path);
+    if (names.lookup(store, parent.ino, name) !== undefined) throw new ExtmemError('EEXIST', `${ask.path} exists`);
+    const layout = ask.layout ?? parent.layout ?? DEFAULT_LAYOUT;
+    const isDedicated = ask.dedicated ?? ask.bytes >= this.parts.dedicatedBytes;
+    const regions = isDedicated && ask.bytes > 0 ? await this.takeRegions(ask.bytes, layout) : [];
+    try {
+      const { inode, changes } = await store.transact((tx) => {
+        const made = names.create(tx, {
+          parent: parent.ino,
+          name,
+          kind: 'file',
+          mode: 0o644,
+          uid: parent.uid,
+          gid: parent.gid,
+          rdev: 0,
+          open: false,
+          exclusive: true,
+        });
+        const sized: Inode = { ...made.inode, size: ask.bytes, layout };
+        putInode(tx, sized);
+        return { inode: this.giveRegions(tx, sized, regions, { from: 0, size: ask.bytes }), changes: made.changes };
+      });
+      await interest.tell(undefined, changes);
+      return this.describe(ask.path, inode);
+    } catch (error) {
+      await this.parts.regions.destroy(regions.filter((region) => region.used.bytes === 0));
+      throw error;
+    }
+  }
+
+  async resize(path: string, bytes: number): Promise<AllocationInfo> {
+    checkSize(bytes);
+    const { store, contents, regions } = this.parts;
+    const inode = this.findPath(path);
+    findFile(store, inode.ino);
+    const isDedicated = regions.ofFile(inode.ino).length > 0;
+    const end = this.allocatedEnd(inode.ino);
+    const isGrowing = isDedicated && bytes > Math.max(inode.size, end);
+    const made = isGrowing ? await this.takeRegions(bytes - end, inode.layout ?? DEFAULT_LAYOUT) : [];
+    try {
+      // Also to make it longer: whoever writes to it gives it back first, and all are told.
+      await contents.truncate(
+        undefined,
+        inode.ino,
+        { size: bytes },
+        { also: (tx, present) => this.giveRegions(tx, present, made, { from: end, size: bytes }) },
+      );
+    } catch (error) {
+      await regions.destroy(made.filter((region) => region.used.bytes === 0));
+      throw error;
+    }
+    return this.describe(path, findFile(store, inode.ino));
+  }
+
+  async destroy(path: string, recursive = false): Promise<void> {
+    const { parent, name } = this.parentOf(path);
+    const inode = this.findPath(path);
+    if (inode.kind !== 'directory' || !recursive) return this.unlink(parent.ino, name, false);
+    await this.empty(inode.ino);
+    await this.unlink(parent.ino, name, true);
+  }
+
+  /** Says who holds it; what is open is renewed by its client. An allocation without a time limit needs no more. */
+  renew(path: string): AllocationInfo {
+    return this.info(path);
+  }
+
+  info(path: string): AllocationInfo {
+    return this.describe(path, this.findPath(path));
+  }
+
+  /** What is in a directory, in the order of its making; `after`: the cookie (`next`) that the last answer ended with. */
+  list(path: string, page: { after: number; limit: number }): { allocations: AllocationInfo[]; next?: number } {
+    const { store, names } = this.parts;
+    const directory = this.findPath(path);
+    if (directory.kind !== 'directory') return { allocations: [this.describe(path, directory)] };
+    const { entries, end } = names.readdir(store, { ino: directory.ino, cookie: page.after, limit: page.limit });
+    const next = entries.at(-1)?.cookie;
+    return {
+      allocations: entries.map(({ name, inode }) => this.describe(`${path}/${name}`, inode)),
+      ...(end || next === undefined ? {} : { next }),
+    };
+  }
+
+  /** What user.extmem.placement says of a file. */
+  placementOf(ino: number): { region: number; appliance: string; bytes: number; lost: boolean }[] {
+    const { files, regions, store } = this.parts;
+    return [...files.regionIds(files.extents(store, ino))].map((id) => {
+      const row = regions.get(id)?.row;
+      return { region: id, appliance: row?.appliance ?? '', bytes: row?.bytes ?? 0, lost: row?.lost ?? true };
+    });
+  }
+
+  findPath(path: string): Inode {
+    const { store, names } = this.parts;
+    let inode = findInode(store, ROOT_INO);
+    for (const name of splitPath(path)) {
+      const next = names.lookup(store, inode.ino, name);
+      if (next === undefined) throw new ExtmemError('ENOENT', `${path} does not exist`);
+      inode = next;
+    }
+    return inode;
+  }
+
+  private async empty(directory: number): Promise<void> {
+    const { store, names } = this.parts;
+    for (let end = false; !end;) {
+      const page = names.readdir(store, { ino: directory, cookie: 0, limit: EMPTY_BATCH });
+      end = page.end;
+      for (const { inode } of page.entries) if (inode.kind === 'directory') await this.empty(inode.ino);
+      await Promise.all(page.entries.map(({ name, inode }) => this.unlink(directory, name, inode.kind === 'directory')));
+    }
+  }
+
+  private async unlink(parent: number, name: string, directory: boolean): Promise<void> {
+    const { store, names, interest, reclaimer } = this.parts;
+    const { changes, tickets } = await store.transact((tx) => {
+      const { changes } = names.unlink(tx, { parent, name, directory });
+      return { changes, tickets: reclaimer.ticketsOf(tx) };
+    });
+    await interest.tell(undefined, changes);
+    reclaimer.start(tickets);
+  }
+
+  private parentOf(path: string): { parent: Inode; name: string } {
+    const parts = splitPath(path);
+    const name = parts.pop();
+    if (name === undefined) throw new ExtmemError('EINVAL', 'the root directory is no allocation');
+    const parent = this.findPath(parts.join('/'));
+    if (parent.kind !== 'directory') throw new ExtmemError('ENOTDIR', `/${parts.join('/')} is no directory`);
+    return { parent, name };
+  }
+
+  private async takeRegions(bytes: number, layout: LayoutName): Promise<Region[]> {
+    const { regions, appliances, placement } = this.parts;
+    const unit = layout === 'stripe' ? STRIPE_UNIT_BYTES : PAGE_BYTES;
+    const candidates = appliances
+      .up()
+      .filter((one) => !appliances.owesFences(one.id))
+      .map((one) => ({ id: one.id, freeBytes: regions.freeBytes(one) }));
+    const chosen = placement.choose(bytes, unit, candidates);
+    if (chosen.length === 0) {
+      const free = candidates.reduce((sum, candidate) => sum + candidate.freeBytes, 0);
+      throw new ExtmemError(
+        'ENOSPC',
+        `${bytes} bytes in equal shares do not fit: ${free} bytes are free on ${candidates.length} appliances that are up`,
+      );
+    }
+    const share = shareOf(bytes, unit, chosen.length);
+    return regions.create(
+      chosen.map(({ id }) => ({ appliance: id, bytes: share })),
+      { ino: UNBORN_INO },
+    );
+  }
+
+  private giveRegions(
+    tx: Parameters<Files['append']>[0],
+    inode: Inode,
+    made: readonly Region[],
+    range: { from: number; size: number },
+  ): Inode {
+    if (made.length === 0) return inode;
+    for (const region of made) this.parts.regions.setRow(tx, region, { ino: inode.ino });
+    return this.parts.files.append(tx, inode, extentsOver(made, inode.layout ?? DEFAULT_LAYOUT, range.from), range.size);
+  }
+
+  private allocatedEnd(ino: number): number {
+    const last = this.parts.files.extents(this.parts.store, ino).at(-1);
+    return last === undefined ? 0 : last.fileOffset + last.length;
+  }
+
+  private describe(path: string, inode: Inode): AllocationInfo {
+    const { store, files, delegations, clients, regions } = this.parts;
+    const placed = this.placementOf(inode.ino);
+    const appliances = [...new Set(placed.map(({ appliance }) => appliance))].sort();
+    return {
+      path: `/${splitPath(path).join('/')}`,
+      ino: inode.ino,
+      bytes: inode.size,
+      allocatedBytes: inode.blocks * 512,
+      layout: inode.layout ?? DEFAULT_LAYOUT,
+      dedicated: placed.some(({ region }) => regions.get(region)?.row.ino === inode.ino),
+      extents: files.extents(store, inode.ino).length,
+      regions: placed.map(({ region, bytes, appliance, lost }) => ({ region, bytes, appliance, lost })),
+      appliances,
+      lost: placed.some(({ lost }) => lost),
+      holders: delegations.holders(inode.ino).map(({ client, row }) => ({
+        client,
+        name: clients.get(client)?.row.name ?? '',
+        mode: row.mode,
+        open: row.open,
+        connected: clients.get(client)?.isConnected ?? false,
+      })),
+      attr: attrOf(inode),
+      warning: `${inode.layout ?? DEFAULT_LAYOUT} keeps one copy: the loss of an appliance that holds part of it loses that part`,
+    };
+  }
+}
+
+/** One striped extent over all regions, or one extent per region. Regions are whole: their ends may lie beyond the file's. */
+function extentsOver(made: readonly Region[], layout: LayoutName, from: number): Extent[] {
+  const members = made.map((region) => ({ region: region.id, offset: 0 }));
+  const share = made[0]?.row.bytes ?? 0;
+  if (layout === 'stripe' && members.length > 1)
+    return [{ fileOffset: from, length: share * members.length, unit: STRIPE_UNIT_BYTES, members }];
+  return members.map((member, index) => ({ fileOffset: from + index * share, length: share, unit: share, members: [member] }));
+}
+
+function checkSize(bytes: number): void {
+  if (roundUpToPages(bytes) > limits.fileBytes) throw new ExtmemError('EFBIG', `${bytes} bytes are more than a file can have`);
+}
+
+function splitPath(path: string): string[] {
+  const parts = path.split('/').filter((part) => part !== '');
+  if (Buffer.byteLength(path) > limits.pathBytes || parts.length > limits.pathDepth)
+    throw new ExtmemError('ENAMETOOLONG', 'the path is too long');
+  if (parts.some((part) => part === '.' || part === '..')) throw new ExtmemError('EINVAL', `${path}: '.' and '..' mean nothing here`);
+  return parts;
+}

@@ -1,0 +1,65 @@
+/**
+ * What appliances may ask: join (the cluster's key), hello (register), heartbeat, goodbye.
+ */
+import { ExtmemError } from '../base/errors.js';
+import type { applianceOperations } from '../base/messages.js';
+import { HEARTBEAT_MS, PROTOCOL_VERSION } from '../base/protocol.js';
+import type { Handlers } from '../base/session.js';
+import type { Appliance, ApplianceSession } from './appliances.js';
+import type { Parts } from './parts.js';
+
+export interface ApplianceConnection {
+  handlers: Handlers<typeof applianceOperations>;
+  /** Must be called before the first request is handled. */
+  attach(session: ApplianceSession): void;
+}
+
+export function applianceConnection(parts: Parts): ApplianceConnection {
+  const { appliances, regions, log } = parts;
+  let session: ApplianceSession | undefined;
+  let appliance: Appliance | undefined;
+  const done = {};
+  const checkVersion = (version: number): void => {
+    if (version !== PROTOCOL_VERSION)
+      throw new ExtmemError(
+        'EVERSION',
+        `this manager speaks version ${PROTOCOL_VERSION}, the appliance ${version}; install the same extmem on both`,
+      );
+  };
+  const handlers: Handlers<typeof applianceOperations> = {
+    join: ({ version }) => {
+      checkVersion(version);
+      return { clusterKey: parts.clusterKey };
+    },
+    hello: async (ask) => {
+      checkVersion(ask.version);
+      const opened = session;
+      if (opened === undefined || appliance !== undefined) throw new ExtmemError('EPROTO', 'hello comes once');
+      const registered = await appliances.register(ask.appliance, opened);
+      appliance = registered;
+      // Once the answer is on its way: it is used when it has acknowledged the fences that it owes.
+      setImmediate(() => {
+        appliances.confirm(registered, opened).catch((error: unknown) => {
+          log.error({ appliance: registered.id, error }, 'an appliance did not acknowledge a fence that it owes');
+          opened.close('fences were not acknowledged');
+        });
+      });
+      return {
+        clusterKey: parts.clusterKey,
+        heartbeatMs: HEARTBEAT_MS,
+        fenced: appliances.fencedClients(),
+        regions: regions.idsOn(registered.id, registered.info.incarnation),
+      };
+    },
+    heartbeat: (memory) => {
+      if (appliance === undefined) throw new ExtmemError('EPROTO', 'hello must come first');
+      appliances.noteMemory(appliance, memory);
+      return done;
+    },
+    goodbye: async () => {
+      if (appliance !== undefined) await appliances.leave(appliance);
+      return done;
+    },
+  };
+  return { handlers, attach: (opened) => void (session = opened) };
+}

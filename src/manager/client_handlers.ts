@@ -1,0 +1,262 @@
+/**
+ * What clients may ask, operation by operation: which part of the manager does it, and what others are told before it is
+ * answered. Nothing is answered before hello.
+ */
+import { ExtmemError } from '../base/errors.js';
+import { clientKey } from '../base/keys.js';
+import type { Answer, Ask, Attr, clientOperations } from '../base/messages.js';
+import { PROTOCOL_VERSION, Right } from '../base/protocol.js';
+import type { Handlers } from '../base/session.js';
+import type { Client, ClientSession } from './clients.js';
+import { attrOf, findInode, ROOT_INO, type Inode } from './inode.js';
+import { directoryLock } from './interest.js';
+import { times } from './limits.js';
+import type { Parts } from './parts.js';
+import { READ_WRITE } from './regions.js';
+
+type Operations = typeof clientOperations;
+
+export interface ClientConnection {
+  handlers: Handlers<Operations>;
+  /** Must be called before the first request is handled. */
+  attach(session: ClientSession): void;
+}
+
+export function clientConnection(parts: Parts): ClientConnection {
+  const { interest, delegations, reclaimer } = parts;
+  let session: ClientSession | undefined;
+  let client: Client | undefined;
+  const me = (): Client => {
+    if (client === undefined) throw new ExtmemError('EPROTO', 'hello must come first');
+    delegations.checkLive(client);
+    return client;
+  };
+  const done = {};
+
+  const handlers: Handlers<Operations> = {
+    ...namespaceHandlers(parts, me),
+    ...contentHandlers(parts, me),
+    ...lockHandlers(parts, me),
+    hello: async (ask) => {
+      if (ask.version !== PROTOCOL_VERSION)
+        throw new ExtmemError(
+          'EVERSION',
+          `this manager speaks version ${PROTOCOL_VERSION}, the client ${ask.version}; install the same extmem on both`,
+        );
+      if (session === undefined || client !== undefined) throw new ExtmemError('EPROTO', 'hello comes once');
+      const welcome = await parts.clients.welcome(ask, session);
+      const known = welcome.client;
+      client = known;
+      // It was not told of anything meanwhile, and has dropped what it had cached.
+      if (welcome.resumed) interest.forget(known);
+      setImmediate(() => void reclaimer.tellFreed(known));
+      return {
+        client: known.id,
+        generation: known.generation,
+        secret: known.row.secret,
+        key: clientKey(parts.clusterKey, known.id, known.generation),
+        resumed: welcome.resumed,
+        leaseMs: times.leaseMs,
+        rootIno: ROOT_INO,
+        cluster: parts.clusterName,
+        appliances: parts.applianceInfos(),
+      };
+    },
+    renew: () => (me(), done),
+    statfs: () => statfs(parts, me()),
+    goodbye: async () => {
+      await parts.fencing.depart(me());
+      setImmediate(() => session?.close('goodbye'));
+      return done;
+    },
+  };
+  return { handlers, attach: (opened) => void (session = opened) };
+}
+
+type NamespaceName = 'lookup' | 'getattr' | 'readdir' | 'create' | 'link' | 'unlink' | 'rename';
+
+function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, NamespaceName> {
+  const { store, names, interest, delegations, reclaimer } = parts;
+
+  /** Attributes for an answer, at once where nobody needs to be asked. The client is told when those that it may keep change. */
+  const attributesFor = (
+    client: Client,
+    inode: Inode,
+  ): { attr: Attr; cacheable: boolean } | Promise<{ attr: Attr; cacheable: boolean }> => {
+    if (inode.kind === 'file' && delegations.hasWriter(inode.ino, client)) return delegations.attributes(client, inode.ino);
+    const cacheable = delegations.isCacheable(client, inode.ino);
+    if (cacheable) interest.noteAttributes(client, inode.ino);
+    return { attr: attrOf(inode), cacheable };
+  };
+
+  return {
+    lookup: ({ parent, name }) => {
+      const client = me();
+      const inode = names.lookup(store, parent, name);
+      interest.noteEntry(client, parent, name);
+      return inode === undefined ? { cacheable: true } : attributesFor(client, inode);
+    },
+    getattr: ({ ino }) => attributesFor(me(), findInode(store, ino)),
+    readdir: (ask) => {
+      const client = me();
+      const { entries, end } = names.readdir(store, ask);
+      return {
+        entries: entries.map(({ name, cookie, inode }) => {
+          interest.noteEntry(client, ask.ino, name);
+          const cacheable = delegations.isCacheable(client, inode.ino);
+          if (cacheable) interest.noteAttributes(client, inode.ino);
+          return { name, cookie, attr: attrOf(inode), cacheable };
+        }),
+        end,
+      };
+    },
+    create: (ask) => create(parts, me(), ask),
+    link: async (ask) => {
+      const client = me();
+      return client.whileBusy([directoryLock(ask.newParent)], async () => {
+        const { attr, changes } = await store.transact((tx) => names.link(tx, ask));
+        await interest.tell(client, changes);
+        interest.noteEntry(client, ask.newParent, ask.newName);
+        return { attr };
+      });
+    },
+    unlink: async (ask) => {
+      const client = me();
+      return client.whileBusy([directoryLock(ask.parent)], async () => {
+        const { inode, changes, tickets } = await store.transact((tx) => ({ ...names.unlink(tx, ask), tickets: reclaimer.ticketsOf(tx) }));
+        await interest.tell(client, changes);
+        reclaimer.start(tickets);
+        return { attr: attrOf(inode) };
+      });
+    },
+    rename: async (ask) => {
+      const client = me();
+      return client.whileBusy([directoryLock(ask.parent), directoryLock(ask.newParent)], async () => {
+        const { moved, replaced, changes, tickets } = await store.transact((tx) => ({
+          ...names.rename(tx, ask),
+          tickets: reclaimer.ticketsOf(tx),
+        }));
+        await interest.tell(client, changes);
+        reclaimer.start(tickets);
+        interest.noteEntry(client, ask.newParent, ask.newName);
+        return { moved, ...(replaced === undefined ? {} : { replaced: attrOf(replaced) }) };
+      });
+    },
+  };
+}
+
+type ContentName =
+  | 'acquire'
+  | 'release'
+  | 'commit'
+  | 'punch'
+  | 'extend'
+  | 'wrote'
+  | 'provision'
+  | 'regions'
+  | 'setattr'
+  | 'getxattrs'
+  | 'setxattr'
+  | 'readlink';
+
+function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, ContentName> {
+  const { store, interest, delegations, contents } = parts;
+  return {
+    acquire: ({ ino, mode }) => delegations.acquire(me(), ino, mode),
+    release: async ({ ino, record }) => (await delegations.release(me(), ino, record), {}),
+    commit: ({ records }) => contents.commit(me(), records),
+    punch: (ask) => contents.punch(me(), ask),
+    extend: (ask) => contents.extend(me(), ask),
+    wrote: (ask) => contents.wrote(me(), ask),
+    provision: async ({ bytes, appliances }) => ({ regions: await parts.provisions.provision(me(), bytes, appliances) }),
+    regions: ({ regions: ids }) => ({ regions: regionGrants(parts, me(), ids) }),
+    setattr: (ask) => {
+      const { size } = ask.set;
+      const asker = me();
+      if (size === undefined) return contents.setAttributes(asker, ask);
+      return contents.truncate(asker, ask.ino, { ...ask.set, size }, ask.record === undefined ? {} : { record: ask.record });
+    },
+    getxattrs: ({ ino }) => (me(), { xattrs: parts.xattrs.list(ino) }),
+    setxattr: async (ask) => {
+      const inode = await parts.xattrs.set(ask);
+      const attr = attrOf(inode);
+      await interest.tell(me(), { entries: [], attributes: [attr] });
+      return { attr };
+    },
+    readlink: ({ ino }) => {
+      me();
+      const { target } = findInode(store, ino);
+      if (target === undefined) throw new ExtmemError('EINVAL', `inode ${ino} is no symlink`);
+      return { target };
+    },
+  };
+}
+
+function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, 'getlk' | 'setlk' | 'cancelLock'> {
+  const { store, locks } = parts;
+  return {
+    getlk: (lock) => {
+      const conflict = locks.getlk(me().id, lock);
+      return conflict === undefined ? {} : { conflict };
+    },
+    setlk: async (ask) => {
+      findInode(store, ask.lock.ino);
+      const { lock, wait, waiter } = ask;
+      await locks.setlk(me().id, { lock, wait, ...(waiter === undefined ? {} : { waiter }) });
+      return {};
+    },
+    cancelLock: ({ waiter }) => (locks.cancel(me().id, waiter), {}),
+  };
+}
+
+async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create'>): Promise<Answer<Operations, 'create'>> {
+  const { store, names, interest, delegations } = parts;
+  return client.whileBusy([directoryLock(ask.parent)], async () => {
+    const { inode, isNew, changes } = await store.transact((tx) => {
+      const made = names.create(tx, ask);
+      if (made.isNew && ask.open && ask.kind === 'file') delegations.putNew(tx, client, made.inode);
+      return made;
+    });
+    await interest.tell(client, changes);
+    interest.noteEntry(client, ask.parent, ask.name);
+    if (!ask.open || inode.kind !== 'file') {
+      const { attr, cacheable } = await delegations.attributes(client, inode.ino);
+      if (cacheable) interest.noteAttributes(client, inode.ino);
+      return { attr };
+    }
+    const grant = isNew ? delegations.grantOf(client, inode.ino) : await delegations.acquire(client, inode.ino, 'write');
+    return { attr: grant.attr, grant };
+  });
+}
+
+/** Rights follow from how the files are open that consist of these regions. */
+function regionGrants(parts: Parts, client: Client, ids: readonly number[]): Answer<Operations, 'regions'>['regions'] {
+  const { regions, delegations, files, store } = parts;
+  const rights = new Map(ids.map((id) => [id, client.granted.get(id)?.rights ?? 0]));
+  if ([...rights.values()].includes(0)) {
+    for (const { ino, holder } of delegations.heldBy(client.id)) {
+      const held = holder.row.open === 'write' ? READ_WRITE : Right.read;
+      for (const id of files.regionIds(files.extents(store, ino))) if (rights.has(id)) rights.set(id, (rights.get(id) ?? 0) | held);
+    }
+  }
+  return ids.flatMap((id) => {
+    const right = rights.get(id) ?? 0;
+    const grant = right === 0 ? undefined : regions.grant(client, id, right);
+    return grant === undefined ? [] : [grant];
+  });
+}
+
+function statfs(parts: Parts, client: Client): Answer<Operations, 'statfs'> {
+  let totalBytes = 0;
+  let freeBytes = 0;
+  for (const appliance of parts.appliances.up()) {
+    totalBytes += appliance.info.donatedBytes;
+    freeBytes += parts.regions.freeBytes(appliance);
+  }
+  for (const region of parts.regions.all()) {
+    const { row } = region;
+    const isOurs = row.client === client.id || (row.client === 0 && row.ino === 0);
+    if (isOurs && !row.lost && parts.appliances.get(row.appliance)?.isUp === true) freeBytes += region.freeBytes;
+  }
+  return { totalBytes, freeBytes, files: parts.fileCount() };
+}

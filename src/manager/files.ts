@@ -1,0 +1,253 @@
+/**
+ * What files consist of: records are taken from their writers, cut, extended, and end with their inode.
+ *
+ * Invariants: every piece that a stored record names is claimed in `regions`, by that record alone; `blocks` of the inode are the
+ * bytes of those pieces; `epoch` of the inode grows whenever something else than the write delegation's holder changed the
+ * extents, so that a record made before is refused.
+ * Every method runs within a transaction's body. It checks first, then writes, and changes memory last: it throws before that
+ * or not at all.
+ */
+import { ExtmemError } from '../base/errors.js';
+import {
+  allocatedBytes,
+  cutExtents,
+  decodeRecord,
+  encodeRecord,
+  extentPieces,
+  joinPieces,
+  mergeExtents,
+  pieces,
+  sameExtents,
+  subtractPieces,
+  type Extent,
+  type FileRecord,
+} from '../base/file_record.js';
+import type { RegionPiece, Time } from '../base/messages.js';
+import { PAGE_BYTES } from '../base/protocol.js';
+import { now, recordHeader, type Inode } from './inode.js';
+import { limits } from './limits.js';
+import { keys, type ReadView, type Transaction } from './metadata_store.js';
+import { putInode } from './names.js';
+import type { Reclaimer } from './reclaim.js';
+import type { Region, Regions } from './regions.js';
+
+const BLOCK_BYTES = 512;
+
+export class Files {
+  constructor(
+    private readonly regions: Regions,
+    private readonly reclaimer: Reclaimer,
+  ) {}
+
+  /** A record from the holder of the write delegation becomes the file's. Throws ESTALE, EINVAL, EFBIG. */
+  commit(tx: Transaction, inode: Inode, bytes: Uint8Array, client: number): Inode {
+    const record = decodeRecord(bytes);
+    if (record.ino !== inode.ino) throw new ExtmemError('EINVAL', `a record of inode ${record.ino} cannot be that of inode ${inode.ino}`);
+    if (record.epoch !== inode.epoch)
+      throw new ExtmemError(
+        'ESTALE',
+        `inode ${inode.ino}: its extents were changed since this record (epoch ${record.epoch}, now ${inode.epoch})`,
+      );
+    if (record.size > limits.fileBytes)
+      throw new ExtmemError('EFBIG', `inode ${inode.ino}: ${record.size} bytes are more than a file can have`);
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    const extentsChanged = stored === undefined ? record.extents.length > 0 : !sameExtents(stored, bytes);
+    const sizeChanged = record.size !== inode.size || !isSameTime(record.mtime, inode.mtime);
+    if (!extentsChanged && !sizeChanged && record.change <= inode.change) return inode;
+    const next: Inode = {
+      ...inode,
+      size: record.size,
+      mtime: record.mtime,
+      ctime: laterOf(inode.ctime, record.ctime),
+      change: record.change > inode.change ? record.change : inode.change + 1,
+      blocks: extentsChanged ? allocatedBytes(record) / BLOCK_BYTES : inode.blocks,
+    };
+    if (extentsChanged) this.replaceExtents(tx, stored, bytes, record, client);
+    putInode(tx, next);
+    return next;
+  }
+
+  /** Frees what lies in [offset, offset + length), whole pages of it; with `size`, the file's size is set too. */
+  cut(tx: Transaction, inode: Inode, range: { offset: number; length: number }, size?: number): Inode {
+    if (size !== undefined && size > limits.fileBytes)
+      throw new ExtmemError('EFBIG', `inode ${inode.ino}: ${size} bytes are more than a file can have`);
+    const at = now();
+    let next: Inode = { ...inode, mtime: at, ctime: at, change: inode.change + 1, ...(size === undefined ? {} : { size }) };
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    if (stored !== undefined) {
+      const { record, freed } = cutExtents(decodeRecord(stored), range.offset, range.length);
+      if (freed.length > 0) {
+        next = { ...next, blocks: allocatedBytes(record) / BLOCK_BYTES };
+        this.putRecord(tx, { ...recordHeader(next), extents: record.extents });
+        this.reclaimer.free(tx, freed);
+      }
+    }
+    // Also where nothing was freed: a record made before must not bring the old size back.
+    next = { ...next, epoch: inode.epoch + 1 };
+    putInode(tx, next);
+    return next;
+  }
+
+  /** Shared mode: extents proposed for holes. Answers the pieces that were not taken. */
+  extend(tx: Transaction, inode: Inode, bytes: Uint8Array, client: number): { inode: Inode; unused: RegionPiece[] } {
+    const proposed = decodeRecord(bytes);
+    if (proposed.ino !== inode.ino)
+      throw new ExtmemError('EINVAL', `a record of inode ${proposed.ino} was proposed for inode ${inode.ino}`);
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    const current: FileRecord = { ...recordHeader(inode), extents: stored === undefined ? [] : decodeRecord(stored).extents };
+    // Made before a truncation: nothing of it can be taken. What is the caller's own and in no file goes back to it.
+    if (proposed.epoch !== inode.epoch) return { inode, unused: this.unclaimed(subtractPieces(pieces(proposed), pieces(current)), client) };
+    const { record, added, unused } = mergeExtents(current, proposed);
+    if (added.length === 0) return { inode, unused };
+    const taken = checkedPieces(added, inode.ino);
+    this.regions.checkClaim(taken, { client, ino: inode.ino });
+    const next: Inode = { ...inode, blocks: allocatedBytes(record) / BLOCK_BYTES, ctime: now(), change: inode.change + 1 };
+    this.putRecord(tx, { ...record, ...recordHeader(next) });
+    putInode(tx, next);
+    this.regions.claim(taken);
+    return { inode: next, unused };
+  }
+
+  /** Shared mode: a range was written through. */
+  wrote(tx: Transaction, inode: Inode, end: number, mtime: Time): Inode {
+    const next: Inode = {
+      ...inode,
+      size: Math.max(inode.size, end),
+      mtime: laterOf(inode.mtime, mtime),
+      ctime: laterOf(inode.ctime, mtime),
+      change: inode.change + 1,
+    };
+    putInode(tx, next);
+    return next;
+  }
+
+  /** Extents of regions that are the file's own (HTTP create and resize). */
+  append(tx: Transaction, inode: Inode, extents: readonly Extent[], size: number): Inode {
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    const before = stored === undefined ? [] : decodeRecord(stored).extents;
+    const all = [...before, ...extents].sort((a, b) => a.fileOffset - b.fileOffset);
+    const overlaps = all.some(
+      (extent, index) => index > 0 && extent.fileOffset < (all[index - 1] as Extent).fileOffset + (all[index - 1] as Extent).length,
+    );
+    if (overlaps) throw new ExtmemError('EAGAIN', `inode ${inode.ino} grew meanwhile; try again`);
+    const taken = checkedPieces(extents, inode.ino);
+    this.regions.checkClaim(taken, { client: 0, ino: inode.ino });
+    const at = now();
+    const next: Inode = {
+      ...inode,
+      size,
+      blocks: allocatedBytes({ extents: all }) / BLOCK_BYTES,
+      mtime: at,
+      ctime: at,
+      change: inode.change + 1,
+      epoch: inode.epoch + 1,
+    };
+    this.putRecord(tx, { ...recordHeader(next), extents: all });
+    putInode(tx, next);
+    this.regions.claim(taken);
+    return next;
+  }
+
+  /** The inode has no name and no holder: all of it goes. */
+  destroy(tx: Transaction, inode: Inode): void {
+    const { ino } = inode;
+    tx.remove(keys.inode(ino));
+    tx.remove(keys.xattrs(ino));
+    tx.remove(keys.orphan(ino));
+    tx.remove(keys.locks(ino));
+    const stored = tx.get<Uint8Array>(keys.record(ino));
+    if (stored === undefined) return;
+    tx.remove(keys.record(ino));
+    const { extents } = decodeRecord(stored);
+    const first = extents[0]?.members[0];
+    const own = this.ownRegions(extents, ino);
+    for (const region of own) this.regions.setRow(tx, region, { ino: 0 });
+    this.reclaimer.free(tx, joinPieces(extents.flatMap(extentPieces)), first === undefined ? undefined : { region: first.region, ino });
+  }
+
+  extents(view: ReadView, ino: number): Extent[] {
+    const stored = view.get<Uint8Array>(keys.record(ino));
+    return stored === undefined ? [] : decodeRecord(stored).extents;
+  }
+
+  regionIds(extents: readonly Extent[]): Set<number> {
+    const ids = new Set<number>();
+    for (const extent of extents) for (const { region } of extent.members) ids.add(region);
+    return ids;
+  }
+
+  /** All regions of its own, also those that a cut has emptied. */
+  private ownRegions(extents: readonly Extent[], ino: number): Region[] {
+    const dedicated = [...this.regionIds(extents)].some((id) => this.regions.get(id)?.row.ino === ino);
+    return dedicated ? this.regions.ofFile(ino) : [];
+  }
+
+  private replaceExtents(tx: Transaction, stored: Uint8Array | undefined, bytes: Uint8Array, record: FileRecord, client: number): void {
+    const { ino } = record;
+    const before = stored === undefined ? [] : decodeRecord(stored).extents;
+    const { older, newer } = differing(before, record.extents);
+    const oldPieces = older.flatMap(extentPieces);
+    const newPieces = checkedPieces(newer, ino);
+    const added = subtractPieces(newPieces, oldPieces);
+    this.regions.checkClaim(added, { client, ino });
+    if (record.extents.length === 0) tx.remove(keys.record(ino));
+    else tx.put(keys.record(ino), Buffer.from(bytes)); // as its writer encodes it: the next one is compared byte by byte
+    this.reclaimer.free(tx, subtractPieces(oldPieces, newPieces));
+    this.regions.claim(added);
+  }
+
+  private putRecord(tx: Transaction, record: FileRecord): void {
+    if (record.extents.length === 0) tx.remove(keys.record(record.ino));
+    else tx.put(keys.record(record.ino), encodeRecord(record));
+  }
+
+  private unclaimed(some: readonly RegionPiece[], client: number): RegionPiece[] {
+    return some.filter(({ region: id, offset, length }) => {
+      const region = this.regions.get(id);
+      return region !== undefined && region.row.client === client && !region.used.overlaps(offset, length);
+    });
+  }
+}
+
+/** Throws EINVAL if a piece is named twice. */
+function checkedPieces(extents: readonly Extent[], ino: number): RegionPiece[] {
+  const joined = joinPieces(extents.flatMap(extentPieces));
+  const bytes = joined.reduce((sum, piece) => sum + piece.length, 0);
+  if (bytes !== allocatedBytes({ extents: [...extents] }))
+    throw new ExtmemError('EINVAL', `inode ${ino}: a record names bytes of a region twice`);
+  return joined;
+}
+
+/** Both lists without what they begin and end with in common: records mostly grow at their end. */
+function differing(before: readonly Extent[], after: readonly Extent[]): { older: Extent[]; newer: Extent[] } {
+  let start = 0;
+  while (start < before.length && start < after.length && isSameExtent(before[start] as Extent, after[start] as Extent)) start++;
+  let fromEnd = 0;
+  while (
+    fromEnd < before.length - start &&
+    fromEnd < after.length - start &&
+    isSameExtent(before[before.length - 1 - fromEnd] as Extent, after[after.length - 1 - fromEnd] as Extent)
+  )
+    fromEnd++;
+  return { older: before.slice(start, before.length - fromEnd), newer: after.slice(start, after.length - fromEnd) };
+}
+
+function isSameExtent(one: Extent, other: Extent): boolean {
+  if (one.fileOffset !== other.fileOffset || one.length !== other.length || one.members.length !== other.members.length) return false;
+  if (one.members.length > 1 && one.unit !== other.unit) return false;
+  return one.members.every(
+    (member, index) => member.region === other.members[index]?.region && member.offset === other.members[index]?.offset,
+  );
+}
+
+function isSameTime(one: Time, other: Time): boolean {
+  return one[0] === other[0] && one[1] === other[1];
+}
+
+export function laterOf(one: Time, other: Time): Time {
+  return one[0] > other[0] || (one[0] === other[0] && one[1] >= other[1]) ? one : other;
+}
+
+export function roundUpToPages(bytes: number): number {
+  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+}

@@ -1,0 +1,243 @@
+/**
+ * The manager's HTTP interface: the API of administrators and programs (described at /openapi.json), metrics, and the two
+ * WebSocket endpoints on which clients and appliances have their sessions. Without the join token nothing but /healthz answers;
+ * whoever is refused is logged once per address.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import websocket from '@fastify/websocket';
+import swagger from '@fastify/swagger';
+import { Type, type Static } from '@sinclair/typebox';
+import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import { LRUCache } from 'lru-cache';
+import { ExtmemError } from '../base/errors.js';
+import type { Logger } from '../base/logger.js';
+import {
+  ApplianceInfo,
+  applianceOperations,
+  appliancePushes,
+  clientOperations,
+  clientPushes,
+  LayoutName,
+  type Operations,
+} from '../base/messages.js';
+import { MAX_FRAME_BYTES, Session, type Handlers, type SessionSocket, type SessionTables } from '../base/session.js';
+import { applianceConnection } from './appliance_handlers.js';
+import { clientConnection } from './client_handlers.js';
+import { limits } from './limits.js';
+import { renderMetrics } from './metrics.js';
+import type { Parts } from './parts.js';
+import { describeSpace, describeStatus } from './status.js';
+
+export interface HttpOptions {
+  token: string;
+  tls?: { cert: string | Buffer; key: string | Buffer };
+  log: Logger;
+}
+
+const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
+const CreateBody = Type.Object({
+  path: Type.String({ minLength: 1 }),
+  bytes: Type.Integer({ minimum: 0 }),
+  layout: Type.Optional(LayoutName),
+  /** Regions of its own, whatever its size. */
+  dedicated: Type.Optional(Type.Boolean()),
+});
+const ResizeBody = Type.Object({ bytes: Type.Integer({ minimum: 0 }) });
+const ListQuery = Type.Object({
+  path: Type.String({ default: '/' }),
+  after: Type.Integer({ minimum: 0, default: 0 }),
+  limit: Type.Integer({ minimum: 1, maximum: 4096, default: 4096 }),
+});
+/** The path of an allocation stands in the URL, or in the query where that is easier. */
+const PathParams = Type.Object({ '*': Type.Optional(Type.String()) });
+const PathQuery = Type.Object({ path: Type.Optional(Type.String()), recursive: Type.Boolean({ default: false }) });
+const Anything = Type.Unsafe<Record<string, unknown>>({ type: 'object', additionalProperties: true });
+
+const statusOfCode: Record<string, number> = {
+  ENOENT: 404,
+  EEXIST: 409,
+  EBUSY: 409,
+  EAGAIN: 409,
+  ENOTEMPTY: 409,
+  EINVAL: 400,
+  EISDIR: 400,
+  ENOTDIR: 400,
+  ENAMETOOLONG: 400,
+  EFBIG: 400,
+  ENOSPC: 507,
+};
+
+export async function createHttp(parts: Parts, options: HttpOptions): Promise<FastifyInstance> {
+  const { log } = options;
+  const refused = new RefusalLog(log);
+  const app = fastify({
+    // A peer that keeps a connection open does not keep the manager from ending.
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: limits.pathBytes },
+    ...(options.tls === undefined ? {} : { https: options.tls }),
+    clientErrorHandler: (error, socket) => {
+      refused.note(socket.remoteAddress ?? 'unknown', `what it sent is not HTTP: ${error.message}`);
+      if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n');
+      else socket.destroy();
+    },
+  }) as unknown as FastifyInstance;
+  await app.register(swagger, {
+    openapi: {
+      info: { title: 'extmem manager', version: '1' },
+      components: { securitySchemes: { token: { type: 'http', scheme: 'bearer' } } },
+      security: [{ token: [] }],
+    },
+  });
+  await app.register(websocket, { options: { maxPayload: MAX_FRAME_BYTES, perMessageDeflate: false } });
+  app.addHook('onRequest', async (request, reply) => {
+    if (request.url === '/healthz' || isTokenRight(request, options.token)) return;
+    refused.note(request.ip, 'its join token is missing or wrong');
+    await reply
+      .code(401)
+      .send({ code: 'EACCES', message: 'the join token is missing or wrong; send it as `Authorization: Bearer <token>`' });
+  });
+  app.setErrorHandler((error, _request, reply) => answerError(error, reply, log));
+  addRoutes(app, parts);
+  addSessions(app, parts, refused);
+  await app.ready();
+  return app;
+}
+
+function addRoutes(app: FastifyInstance, parts: Parts): void {
+  const { allocations } = parts;
+  app.get('/healthz', { schema: { response: { 200: Type.Object({ ok: Type.Boolean() }) } } }, () => ({ ok: true }));
+  app.get('/openapi.json', { schema: { hide: true } }, () => app.swagger());
+  app.get('/metrics', { schema: { hide: true } }, (_request, reply) => reply.type('text/plain; version=0.0.4').send(renderMetrics(parts)));
+  app.get('/v1/status', { schema: { summary: 'Appliances, pool, clients, files', response: { 200: Anything } } }, () =>
+    describeStatus(parts),
+  );
+  app.get('/v1/space', { schema: { summary: 'Room, per appliance and in all', response: { 200: Anything } } }, () => describeSpace(parts));
+  app.get(
+    '/v1/appliances',
+    { schema: { summary: 'Known appliances', response: { 200: Type.Object({ appliances: Type.Array(ApplianceInfo) }) } } },
+    () => ({ appliances: parts.applianceInfos() }),
+  );
+  app.get<{ Querystring: Static<typeof ListQuery> }>(
+    '/v1/allocations',
+    { schema: { summary: 'Names in a directory', querystring: ListQuery, response: { 200: Anything } } },
+    (request) => {
+      const { path, after, limit } = request.query;
+      return allocations.list(path, { after, limit });
+    },
+  );
+  app.post<{ Body: Static<typeof CreateBody> }>(
+    '/v1/allocations',
+    {
+      schema: {
+        summary: 'Create an allocation; its directory must exist',
+        body: CreateBody,
+        response: { 201: Anything, '4xx': ErrorAnswer, 507: ErrorAnswer },
+      },
+    },
+    async (request, reply) => {
+      const made = await allocations.create(request.body);
+      return reply.code(201).send(made);
+    },
+  );
+  app.get('/v1/clients', { schema: { summary: 'Known clients', response: { 200: Anything } } }, () => ({
+    clients: describeStatus(parts).clients,
+  }));
+  addAllocationRoutes(app, parts);
+}
+
+interface OnePath {
+  Params: Static<typeof PathParams>;
+  Querystring: Static<typeof PathQuery>;
+}
+
+function addAllocationRoutes(app: FastifyInstance, { allocations }: Parts): void {
+  const schema = (summary: string, more: Record<string, unknown> = {}) => ({
+    schema: {
+      summary,
+      params: PathParams,
+      querystring: PathQuery,
+      response: { 200: Anything, '4xx': ErrorAnswer, 507: ErrorAnswer },
+      ...more,
+    },
+  });
+  const pathOf = (request: FastifyRequest<OnePath>): string => {
+    const path = request.query.path ?? request.params['*'];
+    if (path === undefined) throw new ExtmemError('EINVAL', 'name the allocation: /v1/allocations/<path>, or ?path=');
+    return path;
+  };
+  app.get<OnePath>('/v1/allocations/*', schema('Information about an allocation'), (request) => allocations.info(pathOf(request)));
+  app.post<OnePath>('/v1/allocations/*', schema('Renew an allocation (its path, then /renew)'), (request) => {
+    const { url } = request;
+    if (!/\/renew(\?|$)/.test(url)) throw new ExtmemError('EINVAL', 'POST to an allocation only renews it: <path>/renew');
+    return allocations.renew(pathOf(request).replace(/\/renew$/, ''));
+  });
+  for (const url of ['/v1/allocations', '/v1/allocations/*']) {
+    app.patch<OnePath & { Body: Static<typeof ResizeBody> }>(url, schema('Resize an allocation', { body: ResizeBody }), (request) =>
+      allocations.resize(pathOf(request), request.body.bytes),
+    );
+    app.delete<OnePath>(
+      url,
+      schema('Destroy an allocation, or with recursive=true a directory and all in it', {
+        response: { 204: Type.Null(), '4xx': ErrorAnswer },
+      }),
+      async (request, reply) => {
+        await allocations.destroy(pathOf(request), request.query.recursive);
+        return reply.code(204).send(null);
+      },
+    );
+  }
+}
+
+function addSessions(app: FastifyInstance, parts: Parts, refused: RefusalLog): void {
+  const open = <Out extends Operations, In extends Operations>(
+    socket: SessionSocket,
+    request: FastifyRequest,
+    tables: SessionTables<Out, In>,
+    handlers: Handlers<In>,
+  ): Session<Out, In> =>
+    new Session(socket, tables, handlers, {
+      onError: (error) => {
+        if (error instanceof ExtmemError) refused.note(request.ip, error.message);
+        else parts.log.error({ err: error }, 'a request failed unexpectedly');
+      },
+    });
+  app.get('/v1/clients/session', { websocket: true, schema: { hide: true } }, (socket, request) => {
+    const connection = clientConnection(parts);
+    connection.attach(open(socket, request, { out: clientPushes, in: clientOperations }, connection.handlers));
+  });
+  app.get('/v1/appliances/session', { websocket: true, schema: { hide: true } }, (socket, request) => {
+    const connection = applianceConnection(parts);
+    connection.attach(open(socket, request, { out: appliancePushes, in: applianceOperations }, connection.handlers));
+  });
+}
+
+/** Whoever is refused is logged once, not with every attempt. */
+class RefusalLog {
+  private readonly known = new LRUCache<string, true>({ max: limits.refusedPeersRemembered });
+  constructor(private readonly log: Logger) {}
+
+  note(address: string, why: string): void {
+    const key = `${address} ${why}`;
+    if (this.known.has(key)) return;
+    this.known.set(key, true);
+    this.log.warn({ address, why }, 'refused a peer');
+  }
+}
+
+function answerError(error: unknown, reply: FastifyReply, log: Logger): FastifyReply {
+  if (error instanceof ExtmemError) return reply.code(statusOfCode[error.code] ?? 500).send({ code: error.code, message: error.message });
+  const status = error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number' ? error.statusCode : 500;
+  const message = error instanceof Error ? error.message : String(error);
+  if (status >= 500) log.error({ err: error }, 'a request failed unexpectedly');
+  return reply.code(status).send({ code: status >= 500 ? 'EIO' : 'EINVAL', message });
+}
+
+function isTokenRight(request: FastifyRequest, token: string): boolean {
+  const given = /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1];
+  return given !== undefined && timingSafeEqual(digest(given), digest(token));
+}
+
+/** Of equal length, whatever was given. */
+function digest(text: string): Buffer {
+  return createHash('sha256').update(text).digest();
+}

@@ -1,0 +1,91 @@
+/**
+ * An inode as the store keeps it, and how it is read, changed and told. Stored values are never changed in place: `touch` and
+ * the spread make new ones.
+ */
+import { ExtmemError } from '../base/errors.js';
+import { encodeRecord, restampRecord } from '../base/file_record.js';
+import type { Attr, InodeKind, LayoutName, Time } from '../base/messages.js';
+import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
+import { keys, type ReadView } from './metadata_store.js';
+
+export const ROOT_INO = 1;
+export const DEFAULT_LAYOUT: LayoutName = 'stripe';
+/** 0 begins a listing; 1 and 2 are left to '.' and '..'. */
+export const FIRST_COOKIE = 3;
+
+export interface Inode {
+  readonly ino: number;
+  readonly kind: InodeKind;
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly nlink: number;
+  readonly rdev: number;
+  readonly size: number;
+  readonly blocks: number;
+  readonly atime: Time;
+  readonly mtime: Time;
+  readonly ctime: Time;
+  readonly change: number;
+  /** Of the file's extents: a record with an older one is not accepted. */
+  readonly epoch: number;
+  /** A file's own, and for a directory that of files made in it; absent: the default. */
+  readonly layout?: LayoutName;
+  /** Of a symlink. */
+  readonly target?: string;
+  /** Of a directory. */
+  readonly parent?: number;
+  readonly nextCookie?: number;
+}
+
+export interface Entry {
+  readonly ino: number;
+  readonly cookie: number;
+}
+
+export function now(): Time {
+  const ms = Date.now();
+  const nanoseconds = Number(process.hrtime.bigint() % 1_000_000n); // two changes within a millisecond differ
+  return [Math.floor(ms / 1000), (ms % 1000) * 1_000_000 + nanoseconds];
+}
+
+export function attrOf(inode: Inode): Attr {
+  const { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change } = inode;
+  return { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change };
+}
+
+/** A change of attributes (ctime), or of contents too (mtime). */
+export function touch(inode: Inode, what: 'attributes' | 'contents', at: Time = now()): Inode {
+  return { ...inode, ctime: at, change: inode.change + 1, ...(what === 'contents' ? { mtime: at } : {}) };
+}
+
+export function findInode(view: ReadView, ino: number): Inode {
+  const inode = view.get<Inode>(keys.inode(ino));
+  if (inode === undefined) throw new ExtmemError('ENOENT', `there is no inode ${ino} (any more)`);
+  return inode;
+}
+
+export function findDirectory(view: ReadView, ino: number): Inode {
+  const inode = findInode(view, ino);
+  if (inode.kind !== 'directory') throw new ExtmemError('ENOTDIR', `inode ${ino} is no directory`);
+  return inode;
+}
+
+export function findFile(view: ReadView, ino: number): Inode {
+  const inode = findInode(view, ino);
+  if (inode.kind === 'directory') throw new ExtmemError('EISDIR', `inode ${ino} is a directory`);
+  if (inode.kind !== 'file') throw new ExtmemError('EINVAL', `inode ${ino} is no regular file`);
+  return inode;
+}
+
+export function recordHeader(inode: Inode) {
+  const { ino, size, mtime, ctime, change, epoch } = inode;
+  return { ino, layout: inode.layout ?? DEFAULT_LAYOUT, stripeUnit: STRIPE_UNIT_BYTES, size, mtime, ctime, change, epoch };
+}
+
+/** A file's record as it is told: the stored extents under the inode's present attributes. */
+export function recordOf(view: ReadView, inode: Inode): Buffer {
+  const stored = view.get<Uint8Array>(keys.record(inode.ino));
+  if (stored === undefined) return encodeRecord({ ...recordHeader(inode), extents: [] });
+  return restampRecord(stored, recordHeader(inode));
+}

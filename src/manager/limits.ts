@@ -1,0 +1,39 @@
+/**
+ * The manager's limits, in one place: what a request may ask for, how large tables may grow, how long anything is waited for.
+ * Those that both ends must agree on are in protocol.json.
+ */
+import { LEASE_MS } from '../base/protocol.js';
+
+export const limits = {
+  nameBytes: 255,
+  pathBytes: 4096,
+  pathDepth: 256,
+  symlinkBytes: 4095,
+  linksPerInode: 65000,
+  xattrValueBytes: 64 * 1024,
+  xattrsPerInode: 256,
+  xattrBytesPerInode: 256 * 1024,
+  clients: 4096,
+  appliances: 1024,
+  /** Names, and attributes, that one client may have cached; the oldest are taken back beyond it. */
+  interestPerClient: 200_000,
+  recordsPerCommit: 4096,
+  refusedPeersRemembered: 1024,
+  /** Regions of at most this many appliances in one answer to `provision`. */
+  provisionSpread: 16,
+  largestProvisionRegionBytes: 1024 * 1024 * 1024,
+  /** Largest file size: what a signed 53-bit offset of this protocol can name, in whole pages. */
+  fileBytes: Number.MAX_SAFE_INTEGER - 4095,
+} as const;
+
+export const times = {
+  leaseMs: LEASE_MS,
+  /** A client that is connected and answers pings is not waited for longer than this when it is told of a write (shared mode). */
+  wroteTellMs: 1000,
+  /** Creating, destroying, punching on an appliance that answers. */
+  applianceCallMs: 10_000,
+  /** An appliance acknowledges a fence by then, or it is put down. */
+  fenceAckMs: 2000,
+  /** A client that was not heard of for so long is fenced even if nobody wants what it holds. */
+  abandonedMs: 60_000,
+} as const;

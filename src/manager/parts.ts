@@ -1,0 +1,182 @@
+/**
+ * The manager's parts, and how they are put together. Imports go one way: handlers and HTTP know the parts, no part knows them.
+ */
+import { randomBytes } from 'node:crypto';
+import { CLUSTER_KEY_BYTES } from '../base/keys.js';
+import type { Logger } from '../base/logger.js';
+import type { ApplianceInfo } from '../base/messages.js';
+import { Allocations } from './allocations.js';
+import { Appliances } from './appliances.js';
+import { Clients } from './clients.js';
+import { Contents } from './contents.js';
+import { Delegations } from './delegations.js';
+import { Fencing } from './fencing.js';
+import { Files } from './files.js';
+import { Interest } from './interest.js';
+import { times } from './limits.js';
+import { Locks } from './locks.js';
+import { keys, type MetadataStore } from './metadata_store.js';
+import { Names } from './names.js';
+import { placementStrategy, type PlacementName } from './placement.js';
+import { Provisions } from './provisions.js';
+import { Reclaimer } from './reclaim.js';
+import { Regions, UNBORN_INO } from './regions.js';
+import { Xattrs } from './xattrs.js';
+
+export interface Parts {
+  store: MetadataStore;
+  clusterKey: Uint8Array;
+  clusterName: string;
+  names: Names;
+  files: Files;
+  xattrs: Xattrs;
+  clients: Clients;
+  appliances: Appliances;
+  regions: Regions;
+  reclaimer: Reclaimer;
+  interest: Interest;
+  locks: Locks;
+  delegations: Delegations;
+  contents: Contents;
+  fencing: Fencing;
+  provisions: Provisions;
+  allocations: Allocations;
+  log: Logger;
+  applianceInfos(): ApplianceInfo[];
+  fileCount(): number;
+}
+
+export interface PartsOptions {
+  store: MetadataStore;
+  log: Logger;
+  placement: PlacementName;
+  dedicatedBytes: number;
+}
+
+interface ClusterRow {
+  key: Uint8Array;
+  name: string;
+}
+
+export async function assembleParts(options: PartsOptions): Promise<Parts> {
+  const { store, log } = options;
+  const cluster = await findCluster(store);
+  const placement = placementStrategy(options.placement);
+  const appliances = new Appliances(store, log);
+  const regions = new Regions(store, appliances, cluster.key, log);
+  const clients = new Clients(store, log);
+  const reclaimer = new Reclaimer(store, regions, appliances, clients, log);
+  const interest = new Interest(clients, log);
+  const locks = new Locks(store);
+  const files = new Files(regions, reclaimer);
+  // The fence needs the delegations, whose recalls need the fence.
+  const fence: Fencing['fence'] = (client, why) => fencing.fence(client, why);
+  const delegations = new Delegations({ store, clients, files, regions, reclaimer, interest, locks, log, fence });
+  const fencing = new Fencing({ store, appliances, clients, delegations, locks, interest, regions, reclaimer, log });
+  const names = new Names((tx, inode) => {
+    if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
+    else files.destroy(tx, inode);
+  });
+  const contents = new Contents({ store, names, files, regions, reclaimer, appliances, clients, interest, delegations, fence });
+  const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
+  const allocations = new Allocations({
+    store,
+    names,
+    files,
+    regions,
+    reclaimer,
+    appliances,
+    clients,
+    interest,
+    delegations,
+    contents,
+    placement,
+    dedicatedBytes: options.dedicatedBytes,
+  });
+  const xattrs = new Xattrs({ store, files, delegations, allocations });
+  await store.transact((tx) => names.ensureRoot(tx));
+  await delegations.clean();
+  const applianceInfos = (): ApplianceInfo[] =>
+    appliances.all().map((appliance) => appliance.describe(regions.reservedBytes(appliance.id)));
+  const parts: Parts = {
+    store,
+    clusterKey: cluster.key,
+    clusterName: cluster.name,
+    names,
+    files,
+    xattrs,
+    clients,
+    appliances,
+    regions,
+    reclaimer,
+    interest,
+    locks,
+    delegations,
+    contents,
+    fencing,
+    provisions,
+    allocations,
+    log,
+    applianceInfos,
+    fileCount: fileCounter(store),
+  };
+  await listenToAppliances(parts);
+  return parts;
+}
+
+/** The cluster's name and key are made once, and kept. */
+async function findCluster(store: MetadataStore): Promise<ClusterRow> {
+  const known = store.get<ClusterRow>(keys.cluster);
+  if (known !== undefined) return known;
+  const fresh: ClusterRow = { key: randomBytes(CLUSTER_KEY_BYTES), name: randomBytes(6).toString('hex') };
+  await store.transact((tx) => tx.put(keys.cluster, fresh));
+  return fresh;
+}
+
+async function listenToAppliances(parts: Parts): Promise<void> {
+  const { appliances, regions, reclaimer, clients, store, log } = parts;
+  const tellClients = (lostRegions: number[]): void => {
+    const news = { appliances: parts.applianceInfos(), lostRegions };
+    for (const client of clients.all()) if (client.isConnected) void clients.tell(client, 'appliances', news, { limitMs: times.leaseMs });
+  };
+  /** Regions whose client is gone are zeroed where they are free; regions of nobody that are empty go. */
+  const tidy = (appliance: string): void => {
+    for (const region of [...regions.all()]) {
+      if (region.row.appliance !== appliance) continue;
+      if (region.row.client !== 0 && clients.get(region.row.client) === undefined) void reclaimer.sweep(region);
+      else void reclaimer.destroyIfEmpty(region);
+    }
+  };
+  appliances.listen({
+    up: (appliance) => {
+      reclaimer.resume(appliance);
+      tidy(appliance.id);
+      tellClients([]);
+    },
+    down: () => tellClients([]),
+    lost: async (appliance, incarnation, why) => {
+      const lost = await regions.lose(appliance.id, incarnation);
+      const level = why === 'left' ? 'info' : 'error'; // who stops an appliance knows what goes with it
+      if (lost.length > 0) log[level]({ appliance: appliance.id, regions: lost.length }, `an appliance ${why}: what it held is lost`);
+      reclaimer.dropLost(appliance.id);
+      tidy(appliance.id);
+      if (lost.length > 0) tellClients(lost);
+    },
+  });
+  const unborn = [...regions.all()].filter(
+    ({ row }) => row.ino === UNBORN_INO || (row.ino !== 0 && store.get(keys.inode(row.ino)) === undefined),
+  );
+  await store.transact((tx) => unborn.forEach((region) => regions.setRow(tx, region, { ino: 0 })));
+}
+
+/** Counting keys is slow where there are many: asked at most once a second. */
+function fileCounter(store: MetadataStore): () => number {
+  let count = 0;
+  let countedAt = 0;
+  return () => {
+    if (Date.now() - countedAt < 1000) return count;
+    count = store.count(keys.inodes);
+    countedAt = Date.now();
+    return count;
+  };
+}
