@@ -1,0 +1,45 @@
+// Starts, drives, stops and kills an appliance process (appliance_main.cc).
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+
+namespace extmem::contract {
+
+constexpr uint8_t kClusterKeyByte = 7;
+
+class ApplianceProcess {
+ public:
+  struct Options {
+    uint16_t port = 0;
+    std::string link_name{};  // chosen, unless "-" for none
+    uint64_t incarnation = 1;
+    uint64_t donated_bytes = uint64_t{1} << 30;
+    unsigned threads = 1;
+  };
+  ApplianceProcess() : ApplianceProcess(Options{}) {}
+  explicit ApplianceProcess(const Options& options);
+  ~ApplianceProcess();
+  ApplianceProcess(const ApplianceProcess&) = delete;
+
+  /// One line there, one line back.
+  std::string command(const std::string& line);
+  int status(const std::string& line) { return std::stoi(command(line)); }
+  void signal(int number);
+  /// SIGKILL, and waits for its end.
+  void kill();
+
+  uint16_t port() const { return port_; }
+  const std::string& link_name() const { return options_.link_name; }
+  uint64_t incarnation() const { return options_.incarnation; }
+
+ private:
+  Options options_;
+  pid_t pid_ = -1;
+  int to_ = -1, from_ = -1;
+  uint16_t port_ = 0;
+};
+
+}  // namespace extmem::contract

@@ -1,0 +1,71 @@
+/** Two mounts of one cluster: what one does, the other sees when the call returns. */
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { Actor } from './actor.js';
+import { run, succeed, TestCluster } from './cluster.js';
+
+describe('two mounts', () => {
+  const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '512M' });
+  let a: Actor;
+  let b: Actor;
+
+  beforeAll(async () => {
+    await cluster.start(2);
+    a = new Actor(cluster.mount('m1').mountPoint);
+    b = new Actor(cluster.mount('m2').mountPoint);
+  }, 60_000);
+  afterAll(async () => {
+    await Promise.all([a.end(), b.end()]);
+    await cluster.stop();
+  }, 60_000);
+
+  test('a file that was looked for in vain is there once the other made it', async () => {
+    expect(await b.do(`os.path.exists('late')`)).toBe(false);
+    await a.do(`open('late', 'w').write('here')`);
+    expect(await b.do(`open('late').read()`)).toBe('here');
+  });
+
+  test('A reads, B rewrites, A reads again: no stale page', async () => {
+    await a.do(`open('aba', 'w').write('one' * 5000)`);
+    expect(await a.do(`open('aba').read() == 'one' * 5000`)).toBe(true);
+    await b.do(`open('aba', 'w').write('two' * 4000)`);
+    expect(await a.do(`open('aba').read() == 'two' * 4000`)).toBe(true);
+  });
+
+  test('growth and truncation are seen by who has the file open', async () => {
+    await a.do(`fa = os.open('size', os.O_CREAT | os.O_RDWR); os.write(fa, b'x' * 10000)`);
+    await b.do(`fb = os.open('size', os.O_RDONLY)`);
+    expect(await b.do(`len(os.pread(fb, 20000, 0))`)).toBe(10000);
+    await a.do(`os.pwrite(fa, b'y' * 5000, 10000)`);
+    expect(await b.do(`os.pread(fb, 20000, 0)[9999:] == b'x' + b'y' * 5000`)).toBe(true);
+    await a.do(`os.ftruncate(fa, 3)`);
+    expect(await b.do(`os.fstat(fb).st_size`)).toBe(3);
+    expect(await b.do(`len(os.pread(fb, 20000, 0))`)).toBe(3);
+    await a.do(`os.close(fa)`);
+    await b.do(`os.close(fb)`);
+  });
+
+  test('a file replaced by rename is the new one at once', async () => {
+    await a.do(`open('target', 'w').write('old')`);
+    expect(await b.do(`open('target').read()`)).toBe('old');
+    await a.do(`open('fresh', 'w').write('new content')`);
+    await a.do(`os.rename('fresh', 'target')`);
+    expect(await b.do(`open('target').read()`)).toBe('new content');
+    expect(await b.do(`os.path.exists('fresh')`)).toBe(false);
+  });
+
+  test('two sqlite writers, one on each mount, lose no row', async () => {
+    const rows = 150;
+    const path = (mount: string): string => cluster.mount(mount).path('shared.db');
+    await succeed('sqlite3', [path('m1'), 'create table t (who text, n integer)']);
+    const inserts = (who: string): string => Array.from({ length: rows }, (_, n) => `insert into t values ('${who}', ${n});`).join('\n');
+    const write = (mount: string): ReturnType<typeof run> =>
+      run('sqlite3', ['-bail', '-cmd', '.timeout 60000', path(mount), inserts(mount)]);
+    const ended = await Promise.all([write('m1'), write('m2')]);
+    expect(ended.map(({ code, stderr }) => ({ code, stderr }))).toEqual([
+      { code: 0, stderr: '' },
+      { code: 0, stderr: '' },
+    ]);
+    const found = await succeed('sqlite3', [path('m2'), 'pragma integrity_check; select count(*), count(distinct who || n) from t']);
+    expect(found.trim()).toBe(`ok\n${2 * rows}|${2 * rows}`);
+  }, 120_000);
+});

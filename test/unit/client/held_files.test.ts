@@ -1,0 +1,209 @@
+import { beforeEach, describe, expect, test } from '@jest/globals';
+import { isOpen } from '../../../src/client/held_files.js';
+import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
+import { settle, startClient, type TestClient } from './mounted.js';
+
+let t: TestClient;
+
+beforeEach(async () => {
+  t = await startClient({ maxIdleFiles: 2 });
+  t.manager.script.acquire = ({ ino, mode }) => grantOf(ino, mode);
+  t.manager.script.release = () => ({});
+});
+
+describe('opening', () => {
+  test('a held delegation that suffices is used at once, with no word to the manager', async () => {
+    await t.client.held.open(5, 'write');
+    t.client.held.close(5, 'write');
+    t.manager.takeAsked();
+    const again = t.client.held.open(5, 'read');
+    expect(again).not.toBeInstanceOf(Promise);
+    expect(t.manager.takeAsked()).toEqual([]);
+  });
+
+  test('a read delegation is asked to become a write one', async () => {
+    await t.client.held.open(5, 'read');
+    const file = await t.client.held.open(5, 'write');
+    expect(file.mode).toBe('write');
+    expect(t.manager.takeAsked()).toEqual(['acquire', 'acquire']);
+  });
+
+  test('two opens at once ask once', async () => {
+    await Promise.all([t.client.held.open(5, 'write'), t.client.held.open(5, 'write'), t.client.held.open(5, 'read')]);
+    expect(t.manager.takeAsked()).toEqual(['acquire']);
+    expect(t.client.held.get(5)).toMatchObject({ writers: 2, readers: 1 });
+  });
+
+  test('a refused acquire leaves nothing behind', async () => {
+    t.manager.alive = false;
+    await expect(t.client.held.open(5, 'read')).rejects.toMatchObject({ code: 'EIO' });
+    expect(t.client.held.get(5)).toBeUndefined();
+    expect(t.native.files.size).toBe(0);
+  });
+
+  test('the kernel keeps its pages only when the file is as this client closed it', async () => {
+    const { held } = t.client;
+    const first = await held.open(5, 'write');
+    expect(held.takeKeepCache(first)).toBe(false);
+    t.native.write(5, 100); // change counter 2
+    held.close(5, 'write');
+    expect(held.takeKeepCache(await held.open(5, 'read'))).toBe(true);
+    held.close(5, 'read');
+    // Given back, and acquired again: as we left it, then as somebody else left it.
+    await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    held.forget(await held.open(5, 'read'));
+    t.manager.script.acquire = ({ ino, mode }) => grantOf(ino, mode, { change: 2, size: 100 });
+    expect(held.takeKeepCache(await held.open(5, 'read'))).toBe(false); // the recall dropped the kernel's pages
+    held.close(5, 'read');
+    held.forget(await held.open(5, 'read'));
+    expect(held.takeKeepCache(await held.open(5, 'read'))).toBe(true);
+    held.close(5, 'read');
+    held.forget(await held.open(5, 'read'));
+    t.manager.script.acquire = ({ ino, mode }) => grantOf(ino, mode, { change: 3, size: 100 });
+    expect(held.takeKeepCache(await held.open(5, 'read'))).toBe(false);
+  });
+});
+
+describe('giving back', () => {
+  test('the longest idle file goes when there are too many, written back and with its record', async () => {
+    for (const ino of [5, 6, 7]) {
+      await t.client.held.open(ino, 'write');
+      t.native.write(ino, 4096);
+      t.client.held.close(ino, 'write');
+    }
+    await settle();
+    expect(t.client.held.get(5)).toBeUndefined();
+    expect(t.client.held.get(6)).toBeDefined();
+    expect(t.native.log).toEqual(expect.arrayContaining(['flush 5', 'drop 5']));
+    expect(t.manager.asked.find(({ name }) => name === 'release')?.ask).toMatchObject({ ino: 5, record: expect.any(Uint8Array) });
+  });
+
+  test('what cannot be written back stays held', async () => {
+    t.native.onFlush = () => Promise.reject(new Error('appliance dead'));
+    for (const ino of [5, 6, 7]) {
+      await t.client.held.open(ino, 'write');
+      t.native.write(ino, 4096);
+      t.client.held.close(ino, 'write');
+    }
+    await settle();
+    expect(t.client.held.get(5)).toBeDefined();
+    expect(t.manager.takeAsked()).not.toContain('release');
+  });
+
+  test('a shared file is given back with its last close', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await t.client.held.open(5, 'write');
+    t.client.held.close(5, 'write');
+    await settle();
+    expect(t.manager.takeAsked()).toEqual(['acquire', 'release']);
+    expect(t.native.files.has(5)).toBe(false);
+  });
+
+  test('an unlinked file is given back when it is closed, unwritten', async () => {
+    await t.client.held.open(5, 'write');
+    t.native.write(5, 4096);
+    t.client.held.noteAttr(attrOfFile(5, { nlink: 0 }));
+    expect(t.client.held.get(5)).toBeDefined();
+    t.client.held.close(5, 'write');
+    await settle();
+    expect(t.native.log).not.toContain('flush 5');
+    expect(t.client.held.get(5)).toBeUndefined();
+  });
+
+  test('an open that comes while the file is given back waits, and acquires it again', async () => {
+    let answer: (value: Record<string, never>) => void = () => undefined;
+    t.manager.script.release = () => new Promise((resolve) => (answer = resolve));
+    await t.client.held.open(5, 'read');
+    t.client.held.noteAttr(attrOfFile(5, { nlink: 0 }));
+    t.client.held.close(5, 'read');
+    await settle();
+    const opening = t.client.held.open(5, 'read');
+    answer({});
+    const file = await opening;
+    expect(isOpen(file)).toBe(true);
+    expect(t.manager.takeAsked()).toEqual(['acquire', 'release', 'acquire']);
+  });
+});
+
+describe('recall', () => {
+  test('dirty data is written back after the mode changed, caches are dropped, the answer has the record', async () => {
+    await t.client.held.open(5, 'write');
+    t.native.write(5, 4096);
+    t.native.log.length = 0;
+    const answer = await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    expect(answer).toMatchObject({ open: 'write', locks: [], record: expect.any(Uint8Array) });
+    expect(t.native.log).toEqual(['invalidateInode 5 0 -1', 'put 5 shared', 'invalidateInode 5 0 -1', 'flush 5', 'dropPages 5 0 -1']);
+    expect(t.native.fileState(5)?.recordChanged).toBe(false);
+  });
+
+  test('a file that is not open is given up whole', async () => {
+    await t.client.held.open(5, 'write');
+    t.client.held.close(5, 'write');
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toMatchObject({ open: 'none' });
+    expect(t.native.files.has(5)).toBe(false);
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toEqual({ open: 'none', locks: [] });
+  });
+
+  test('a failed write-back is not hidden', async () => {
+    await t.client.held.open(5, 'write');
+    t.native.onFlush = () => Promise.reject(new Error('appliance dead'));
+    await expect(t.manager.pushes?.recall({ ino: 5, to: 'shared' })).rejects.toMatchObject({ code: 'EIO' });
+  });
+
+  test('a writer keeps nothing but shared, a reader may keep read', async () => {
+    await t.client.held.open(5, 'write');
+    await t.manager.pushes?.recall({ ino: 5, to: 'read' });
+    expect(t.client.held.get(5)?.mode).toBe('shared');
+    await t.client.held.open(6, 'read');
+    await t.manager.pushes?.recall({ ino: 6, to: 'read' });
+    expect(t.client.held.get(6)?.mode).toBe('read');
+  });
+
+  test('a kernel that does not drop its pages holds the answer up for a second at most', async () => {
+    await t.client.held.open(5, 'read');
+    t.native.onInvalidate = () => new Promise(() => undefined);
+    const begin = performance.now();
+    await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    expect(performance.now() - begin).toBeLessThan(1500);
+  });
+
+  test('a write that goes through while the recall is under way needs nobody', async () => {
+    await t.client.held.open(5, 'write');
+    let flushed: () => void = () => undefined;
+    t.native.onFlush = () => new Promise<void>((resolve) => (flushed = resolve));
+    const recalled = t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    await settle();
+    t.manager.takeAsked();
+    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 10, mtimeSec: 1, mtimeNsec: 0 });
+    t.client.answerUpcall({ kind: 'extend', id: 2, node: 5, record: emptyRecord(5) });
+    expect((await t.native.told('answers', 1)).errno).toBe(0);
+    expect((await t.native.told('answers', 2)).errno).toBe(0);
+    expect(t.manager.takeAsked()).toEqual([]);
+    flushed();
+    await recalled;
+  });
+
+  test('the exclusive mode comes back by a grant, with the pages dropped first', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await t.client.held.open(5, 'write');
+    t.native.log.length = 0;
+    await t.manager.pushes?.grant({ grant: grantOf(5, 'write', { change: 9, size: 12 }) });
+    expect(t.native.log).toEqual(['invalidateInode 5 0 -1', 'dropPages 5 0 -1', 'put 5 write']);
+    expect(t.client.held.get(5)).toMatchObject({ mode: 'write', kernelPagesValid: false });
+  });
+
+  test('a recall that overtakes a slow grant leaves the file shared', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await t.client.held.open(5, 'write');
+    let dropped: () => void = () => undefined;
+    t.native.onInvalidate = () => new Promise<void>((resolve) => (dropped = resolve));
+    const granted = t.manager.pushes?.grant({ grant: grantOf(5, 'write') });
+    const recalled = t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    t.native.onInvalidate = () => Promise.resolve();
+    dropped();
+    await granted;
+    expect(await recalled).toMatchObject({ open: 'write' });
+    expect(t.client.held.get(5)?.mode).toBe('shared');
+    expect(t.native.fileState(5)?.mode).toBe('shared');
+  });
+});
