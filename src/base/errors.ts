@@ -12,3 +12,12 @@ export class ExtmemError extends Error {
     super(message, options);
   }
 }
+
+/** The stable code of whatever was thrown; EUNKNOWN where it has none. */
+export function codeOf(error: unknown): string {
+  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string' ? error.code : 'EUNKNOWN';
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

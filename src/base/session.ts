@@ -16,6 +16,7 @@ import { Packr } from 'msgpackr';
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler';
 import type { TSchema } from '@sinclair/typebox';
 import { ExtmemError } from './errors.js';
+import { managerUrl } from './manager_http.js';
 import { HEARTBEAT_MS } from './protocol.js';
 import type { Answer, Ask, Operations } from './messages.js';
 
@@ -310,7 +311,7 @@ export interface ConnectOptions extends SessionOptions {
 
 /** Where the manager listens for sessions: `base` is its URL as people write it (http, https, ws, wss, or host:port). */
 export function sessionUrl(base: string, role: 'clients' | 'appliances'): string {
-  const url = new URL(/^\w+:\/\//.test(base) ? base : `http://${base}`);
+  const url = managerUrl(base);
   url.protocol = url.protocol === 'https:' || url.protocol === 'wss:' ? 'wss:' : 'ws:';
   url.pathname = `/v1/${role}/session`;
   return url.toString();

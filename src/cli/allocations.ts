@@ -2,7 +2,8 @@
 import { formatSize, parseSize } from '../base/size.js';
 import type { AllocationInfo } from '../manager/index.js';
 import { managerAccess } from './connection.js';
-import { ExitCode, messageOf, UsageError } from './exit.js';
+import { messageOf } from '../base/errors.js';
+import { ExitCode, UsageError } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { ManagerApi } from './manager_api.js';
 import { printError, printJson, printLine, printWarning, Progress, renderFacts, renderTable } from './output.js';

@@ -1,8 +1,8 @@
 /** Where the manager is and what we show it: its URL from what people write, the join token from wherever it was given. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { ExtmemError } from '../base/errors.js';
-import { messageOf, UsageError } from './exit.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
+import { UsageError } from './exit.js';
 import { stateHome } from './running.js';
 import type { Settings } from './settings.js';
 

@@ -6,8 +6,8 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { ExtmemError } from '../base/errors.js';
-import { codeOf, ExitCode, exitCodeOf, messageOf } from './exit.js';
+import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
+import { ExitCode, exitCodeOf } from './exit.js';
 import { printError } from './output.js';
 
 export interface Running {

@@ -6,8 +6,9 @@ import { constants } from 'node:fs';
 import { access, readdir, readFile } from 'node:fs/promises';
 import { availableParallelism, release } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { messageOf } from '../base/errors.js';
 import { formatSize } from '../base/size.js';
-import { ExitCode, messageOf } from './exit.js';
+import { ExitCode } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { printJson, printLine } from './output.js';
 

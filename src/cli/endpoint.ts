@@ -5,9 +5,9 @@
 import { readdir } from 'node:fs/promises';
 import { createServer, request, type Server, type ServerResponse } from 'node:http';
 import { join } from 'node:path';
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
 import { mountControlPath } from '../fs/mount_control.js';
-import { codeOf, messageOf, UsageError } from './exit.js';
+import { UsageError } from './exit.js';
 
 export interface Endpoint {
   /** Prometheus text. */

@@ -2,7 +2,7 @@
  * Exit codes of the CLI, and how an error becomes one line that says what to do. Scripts rely on the numbers: they are
  * listed in `extmem --help` and docs/operations.md, and do not change.
  */
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 
 export const ExitCode = {
   ok: 0,
@@ -41,15 +41,6 @@ export class UsageError extends ExtmemError {
   constructor(message: string) {
     super('EUSAGE', message);
   }
-}
-
-export function codeOf(error: unknown): string {
-  if (typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string') return error.code;
-  return 'EUNKNOWN';
-}
-
-export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 export function exitCodeOf(error: unknown): ExitCode {

@@ -6,9 +6,9 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { availableBytes } from '../appliance/memory.js';
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 import { formatExactSize, formatSize } from '../base/size.js';
-import { codeOf, UsageError } from './exit.js';
+import { UsageError } from './exit.js';
 import { detachIfDead, prepareMountPoint } from './mount_point.js';
 import { claimFolder, releaseFolder } from './running.js';
 import { settings as table, type SettingName, type Settings } from './settings.js';

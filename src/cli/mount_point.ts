@@ -8,8 +8,7 @@ import { readFileSync } from 'node:fs';
 import { mkdir, readdir, realpath, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ExtmemError } from '../base/errors.js';
-import { codeOf, messageOf } from './exit.js';
+import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
 
 export interface MountEntry {
   mountPoint: string;

@@ -1,5 +1,5 @@
 /** What commands print: tables and facts for people on standard output, JSON for programs, errors and progress on standard error. */
-import { codeOf, messageOf } from './exit.js';
+import { codeOf, messageOf } from '../base/errors.js';
 
 let json = false;
 

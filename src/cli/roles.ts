@@ -2,13 +2,14 @@
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { codeOf } from '../base/errors.js';
 import { createLogger } from '../base/logger.js';
 import { formatSize } from '../base/size.js';
 import type { Mount } from '../fs/mount.js';
 import { defaultPort, managerAccess, parseListen, readSecret } from './connection.js';
 import { runRole, type Running } from './daemon.js';
 import { runtimeFolder, serveOnHttp, type Endpoint, type Listening } from './endpoint.js';
-import { codeOf, UsageError, type ExitCode } from './exit.js';
+import { UsageError, type ExitCode } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { renderMetrics } from './metrics.js';
 import { prepareMountPoint } from './mount_point.js';

@@ -7,8 +7,9 @@ import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
+import { messageOf } from '../base/errors.js';
 import { parseSize } from '../base/size.js';
-import { messageOf, UsageError } from './exit.js';
+import { UsageError } from './exit.js';
 import { defaultUpFolder, noteOf, readRunning, stateHome } from './running.js';
 
 interface Setting<Value> {

@@ -1,10 +1,10 @@
 /** `extmem status` and `extmem evict`: the cluster as the manager sees it, and the mounts of this machine as they see themselves. */
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
 import { formatSize } from '../base/size.js';
 import type { StatusAnswer } from '../manager/index.js';
 import { managerAccess } from './connection.js';
 import { askSocket, mountSockets, socketOfMount } from './endpoint.js';
-import { codeOf, ExitCode, exitCodeOf, messageOf } from './exit.js';
+import { ExitCode, exitCodeOf } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { ManagerApi } from './manager_api.js';
 import { extmemMounts, resolveMountPoint } from './mount_point.js';

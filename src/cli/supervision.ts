@@ -6,7 +6,7 @@ import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { spawnSupervised, untilReady } from './daemon.js';
-import { messageOf } from './exit.js';
+import { messageOf } from '../base/errors.js';
 
 const stopTimeoutMs = 35_000;
 const startTimeoutMs = 60_000;

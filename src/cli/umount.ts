@@ -2,9 +2,9 @@
  * `extmem umount`: asks the process that serves the mount to write back and unmount, and waits until that is done. A mount
  * without a living server is cleaned away; --force aborts the kernel's connection, whatever state anything is in.
  */
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 import { askSocket, socketOfMount } from './endpoint.js';
-import { codeOf, ExitCode, UsageError } from './exit.js';
+import { ExitCode, UsageError } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { answers, isExtmem, mountedAt, resolveMountPoint, unmountByForce, unmountPlainly } from './mount_point.js';
 import { printJson, printLine, Progress } from './output.js';

@@ -2,16 +2,13 @@
  * Allocations over the manager's HTTP interface (C1): created, resized, listed, described, removed by path, without a mount.
  * Failures are ExtmemErrors with the manager's code and message; EUNREACHABLE when no manager answers.
  */
-import { request as httpRequest, type RequestOptions } from 'node:http';
-import { request as httpsRequest } from 'node:https';
 import { Type, type Static, type TSchema } from '@sinclair/typebox';
 import { Value } from '@sinclair/typebox/value';
 import { ExtmemError } from '../base/errors.js';
+import { askManager, type ManagerAddress } from '../base/manager_http.js';
 import { Attr, LayoutName } from '../base/messages.js';
 
-const ASK_TIMEOUT_MS = 30_000;
 const LIST_PAGE = 1000;
-const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 
 export const AllocationInfo = Type.Object({
   path: Type.String(),
@@ -32,23 +29,10 @@ export const AllocationInfo = Type.Object({
 export type AllocationInfo = Static<typeof AllocationInfo>;
 
 const AllocationPage = Type.Object({ allocations: Type.Array(AllocationInfo), next: Type.Optional(Type.Integer()) });
-const Failure = Type.Object({ code: Type.String(), message: Type.String() });
 const Anything = Type.Unknown();
 
-export interface ManagerAddress {
-  /** http(s)://host:port, or host:port. */
-  manager: string;
-  token: string;
-  /** PEM of the authority behind the manager's certificate. */
-  ca?: string | Buffer;
-}
-
 export class Allocations {
-  private readonly base: URL;
-
-  constructor(private readonly address: ManagerAddress) {
-    this.base = new URL(/^\w+:\/\//.test(address.manager) ? address.manager : `http://${address.manager}`);
-  }
+  constructor(private readonly address: ManagerAddress) {}
 
   /** The directory must exist. All of its memory is reserved, or none, if it is `dedicated` (large ones are by themselves). */
   create(path: string, options: { bytes: number; layout?: LayoutName; dedicated?: boolean }): Promise<AllocationInfo> {
@@ -83,62 +67,13 @@ export class Allocations {
   }
 
   private async ask<Schema extends TSchema>(method: string, route: string, schema: Schema, body?: unknown): Promise<Static<Schema>> {
-    const { status, text } = await this.send(method, route, body);
-    let answer: unknown;
-    try {
-      answer = text === '' ? undefined : JSON.parse(text);
-    } catch (error) {
-      throw new ExtmemError('EPROTO', `${this.base.host} answered ${method} ${route} with what is no JSON: is that an extmem manager?`, {
-        cause: error,
-      });
-    }
-    if (status >= 400) {
-      if (Value.Check(Failure, answer)) throw new ExtmemError(answer.code, answer.message);
-      throw new ExtmemError('EPROTO', `${this.base.host} answered ${method} ${route} with ${status}: is that an extmem manager?`);
-    }
+    const answer = await askManager(this.address, method, route, body);
     if (!Value.Check(schema, answer))
-      throw new ExtmemError('EPROTO', `${this.base.host} answered ${method} ${route} in an unknown form: it may be of another version`);
-    return answer;
-  }
-
-  private send(method: string, route: string, body: unknown): Promise<{ status: number; text: string }> {
-    const url = new URL(route, this.base);
-    const content = body === undefined ? undefined : JSON.stringify(body);
-    const { token, ca } = this.address;
-    const headers = {
-      authorization: `Bearer ${token}`,
-      ...(content === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(content) }),
-    };
-    const options: RequestOptions & { ca?: string | Buffer } = {
-      method,
-      headers,
-      timeout: ASK_TIMEOUT_MS,
-      ...(ca === undefined ? {} : { ca }),
-    };
-    return new Promise((resolve, reject) => {
-      const asking = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, options, (answer) => {
-        const pieces: Buffer[] = [];
-        let bytes = 0;
-        answer.on('data', (piece: Buffer) => {
-          bytes += piece.length;
-          if (bytes > MAX_ANSWER_BYTES) asking.destroy(new Error(`the answer is larger than ${MAX_ANSWER_BYTES} bytes`));
-          else pieces.push(piece);
-        });
-        answer.on('error', reject);
-        answer.on('end', () => resolve({ status: answer.statusCode ?? 0, text: Buffer.concat(pieces).toString('utf8') }));
-      });
-      asking.on('timeout', () => asking.destroy(new Error(`no answer within ${ASK_TIMEOUT_MS} ms`)));
-      asking.on('error', (error) =>
-        reject(
-          new ExtmemError(
-            'EUNREACHABLE',
-            `no manager answers at ${this.base.origin}: ${error.message}; start one with \`extmem manager\``,
-            { cause: error },
-          ),
-        ),
+      throw new ExtmemError(
+        'EPROTO',
+        `${this.address.manager} answered ${method} ${route} in an unknown form: it may be of another version`,
       );
-      asking.end(content);
-    });
+    return answer;
   }
 }
 

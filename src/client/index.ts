@@ -1,12 +1,14 @@
 /**
  * The library: `import { connect } from 'extmem'`. Allocations by path over the manager, and files of a mount mapped into memory.
  */
-import { Allocations, type ManagerAddress } from './allocations.js';
+import type { ManagerAddress } from '../base/manager_http.js';
+import { Allocations } from './allocations.js';
 import { mapFile, type MapFileOptions, type Mapping } from './map_file.js';
 
 export { ExtmemError } from '../base/errors.js';
 export type { LayoutName } from '../base/messages.js';
-export type { AllocationInfo, ManagerAddress } from './allocations.js';
+export type { ManagerAddress } from '../base/manager_http.js';
+export type { AllocationInfo } from './allocations.js';
 export { mapFile, type MapFileOptions, type Mapping } from './map_file.js';
 
 export interface Connection {

@@ -6,8 +6,9 @@
  * to resume is over for good (`fenced`): its client id and key are void, and whoever wants to go on begins with a new one.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
+import { managerUnreachable } from '../base/manager_http.js';
 import { clientOperations, clientPushes, type Answer, type Ask } from '../base/messages.js';
 import { PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Session } from '../base/session.js';
@@ -270,18 +271,6 @@ export class ManagerSession implements Manager {
       });
     if (code === 'EVERSION' || code === 'EPROTO')
       return new ExtmemError(code, `the manager at ${where} speaks another protocol: ${messageOf(error)}`, { cause: error });
-    return new ExtmemError(
-      'EUNREACHABLE',
-      `no manager answers at ${where}: ${messageOf(error)}; start one with \`extmem manager\`, or name its address with --manager`,
-      { cause: error },
-    );
+    return managerUnreachable(where, error);
   }
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : '';
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

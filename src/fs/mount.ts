@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { constants, hostname } from 'node:os';
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import { createLogger, type Logger } from '../base/logger.js';
 import { OPERATION_DEADLINE_MS, SLAB_REGION_BYTES } from '../base/protocol.js';
 import { native as addon, type MountOptions, type NativeMount, type Transport, type Upcall } from '../binding/index.js';
@@ -330,8 +330,4 @@ function explainMountFailure(error: unknown, mountPoint: string): ExtmemError {
 
 function isCode(error: unknown, code: string): boolean {
   return error instanceof Error && 'code' in error && error.code === code;
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

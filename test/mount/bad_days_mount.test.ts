@@ -112,7 +112,7 @@ describe('taking a mount away', () => {
 
   test('--force while its process is stopped, with files open and calls under way', async () => {
     const path = quote(cluster.mount().path('stuck'));
-    await actor.do(`f = os.open(${path}, os.O_RDWR | os.O_CREAT); os.write(f, bytes(1 << 20))`);
+    await actor.do(`f = os.open(${path}, os.O_RDWR | os.O_CREAT); os.write(f, bytes(1 << 20)); os.fsync(f)`);
     await cluster.evict();
     await cluster.signal('m1', 'SIGSTOP');
     const stuck = timed(actor, `os.pread(f, 4096, 0)`);
@@ -181,6 +181,29 @@ describe('where one cannot mount', () => {
     expect(await refused(join(cluster.folder, 'empty'), '--manager', `127.0.0.1:${await freePort()}`)).toMatch(
       /no manager answers at .*extmem manager/,
     );
+  });
+
+  test('no FUSE: the message says how to get it', async () => {
+    const place = join(cluster.folder, 'fuseless');
+    mkdirSync(place);
+    // A host without the device: a /dev of its own, with nothing of ours in it.
+    const { code, stderr } = await run(
+      'unshare',
+      [
+        '-m',
+        'sh',
+        '-c',
+        'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec "$@"',
+        'sh',
+        process.execPath,
+        cli,
+        'mount',
+        place,
+      ],
+      { ...cluster.environment, EXTMEM_MANAGER: cluster.manager },
+    );
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/\/dev\/fuse is not usable here.*modprobe fuse/);
   });
 
   test('no appliance: it mounts and warns, a write says ENOSPC, and one that joins cures it', async () => {

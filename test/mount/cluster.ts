@@ -4,16 +4,28 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, openSync, readSync, closeSync, rmSync, writeFileSync, readFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  closeSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+  readFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { askMount } from '../../src/fs/mount_control.js';
 
 export const cli = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
-const READY_MS = 20_000;
+const READY_MS = 60_000;
 const STOP_MS = 15_000;
 
 /** One process of the cluster. `facts` is what it printed when it was ready. */
@@ -43,6 +55,8 @@ export interface ClusterOptions {
   memory?: string; // of each appliance
   transport?: 'auto' | 'shm' | 'tcp';
   cache?: string;
+  /** The manager serves TLS, with a certificate made for this cluster. Needs openssl. */
+  tls?: boolean;
 }
 
 export class TestCluster {
@@ -64,7 +78,7 @@ export class TestCluster {
   }
 
   get manager(): string {
-    return `127.0.0.1:${this.port}`;
+    return `${this.options.tls === true ? 'https://' : ''}127.0.0.1:${this.port}`;
   }
 
   /** A manager, the appliances, and (unless `mounts` is 0) mounts `m1`, `m2`, ... */
@@ -76,7 +90,15 @@ export class TestCluster {
 
   async startManager(): Promise<Role> {
     if (this.port === 0) this.port = await freePort();
-    return this.spawnRole('manager', ['manager', '--listen', this.manager, '--state-dir', join(this.folder, 'manager')]);
+    const tls = this.options.tls === true ? await this.certify() : [];
+    return this.spawnRole('manager', [
+      'manager',
+      '--listen',
+      `127.0.0.1:${this.port}`,
+      '--state-dir',
+      join(this.folder, 'manager'),
+      ...tls,
+    ]);
   }
 
   startAppliance(id: string, ...flags: string[]): Promise<Role> {
@@ -126,7 +148,11 @@ export class TestCluster {
   async signal(name: string, signal: 'SIGKILL' | 'SIGTERM' | 'SIGSTOP' | 'SIGCONT'): Promise<void> {
     const role = this.role(name);
     process.kill(role.pid, signal);
-    if (signal === 'SIGSTOP' || signal === 'SIGCONT') return;
+    if (signal === 'SIGCONT') return;
+    if (signal === 'SIGSTOP') {
+      while (!isStopped(role.pid)) await sleep(5);
+      return;
+    }
     await within(role.exited, STOP_MS, `${name} did not end after ${signal}`);
     this.roles.delete(name);
   }
@@ -161,6 +187,15 @@ export class TestCluster {
     this.roles.clear();
     for (const where of this.mountPoints()) await run(process.execPath, [cli, 'umount', '--force', where], this.environment);
     rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  /** A certificate of 127.0.0.1 that everybody in the cluster checks the manager by; the flags that make the manager show it. */
+  private async certify(): Promise<string[]> {
+    const [cert, key] = [join(this.folder, 'cert.pem'), join(this.folder, 'key.pem')];
+    const subject = ['-subj', '/CN=extmem', '-addext', 'subjectAltName=IP:127.0.0.1'];
+    await succeed('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', ...subject, '-out', cert, '-keyout', key]);
+    this.environment['EXTMEM_TLS_CA'] = cert;
+    return ['--tls-cert', cert, '--tls-key', key];
   }
 
   /** Where something is mounted in this cluster's folder, alive or dead. */
@@ -207,6 +242,13 @@ export async function freePort(): Promise<number> {
   await new Promise((resolve) => server.close(resolve));
   if (address === null || typeof address === 'string') throw new Error('no free port');
   return address.port;
+}
+
+/** Whether no thread of a process runs any more: SIGSTOP reaches each of them in its own time. */
+function isStopped(pid: number): boolean {
+  return readdirSync(`/proc/${pid}/task`).every((thread) =>
+    /^State:\s*[TD]/m.test(readFileSync(`/proc/${pid}/task/${thread}/status`, 'utf8')),
+  );
 }
 
 export async function within<T>(promise: Promise<T>, ms: number, complaint: string): Promise<T> {
