@@ -1,20 +1,26 @@
-/** Running the measuring programs (fio, dd) and reading their figures. */
-import { execFile, spawn } from 'node:child_process';
-import { promisify } from 'node:util';
+/** Running the measuring programs (fio, dd, cp, those of programs/) and reading their figures. */
+import { spawn } from 'node:child_process';
+import { stat } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import type { Figures } from './rows/row.js';
+import { run, type Target } from './targets/target.js';
 
-const run = promisify(execFile);
-
-export interface Latencies {
-  p50: number; // µs
-  p90: number;
-  p99: number;
-  mean: number;
+interface FioJob {
+  error: number;
+  read: { iops: number; bw_bytes: number; clat_ns: { mean: number; percentile: Record<string, number> } };
 }
 
-/** 4 KiB random reads through mmap, each a fault because the file's pages were dropped before. `random` false: without MADV_RANDOM. */
-export async function measureFaults(file: string, options: { bytes: number; random: boolean; pinned: boolean }): Promise<Latencies> {
-  const parameters = [
-    '--name=fault',
+async function fio(name: string, parameters: string[]): Promise<FioJob> {
+  const { stdout } = await run('fio', [`--name=${name}`, '--output-format=json', ...parameters], { maxBuffer: 1 << 24 });
+  const report = JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: FioJob[] };
+  const job = report.jobs[0];
+  if (job === undefined || job.error !== 0) throw new Error(`fio ${parameters.join(' ')} failed`);
+  return job;
+}
+
+/** µs of 4 KiB random reads through mmap, each a fault because the file's pages were dropped before. `random` false: without MADV_RANDOM. */
+export async function measureFaults(file: string, options: { bytes: number; random: boolean; pinned: boolean }): Promise<Figures> {
+  const { read } = await fio('fault', [
     `--filename=${file}`,
     '--ioengine=mmap',
     '--rw=randread',
@@ -23,19 +29,48 @@ export async function measureFaults(file: string, options: { bytes: number; rand
     '--size=100%',
     '--invalidate=1',
     `--fadvise_hint=${options.random ? 'random' : '0'}`,
-    '--output-format=json',
     '--percentile_list=50:90:99',
     ...(options.pinned ? ['--cpus_allowed=0'] : []),
-  ];
-  const { stdout } = await run('fio', parameters, { maxBuffer: 1 << 24 });
-  const report = JSON.parse(stdout.slice(stdout.indexOf('{'))) as {
-    jobs: { error: number; read: { clat_ns: { mean: number; percentile: Record<string, number> } } }[];
-  };
-  const job = report.jobs[0];
-  if (job === undefined || job.error !== 0) throw new Error(`fio failed on ${file}`);
-  const { mean, percentile } = job.read.clat_ns;
+  ]);
+  const { mean, percentile } = read.clat_ns;
   const micros = (key: string): number => (percentile[key] ?? NaN) / 1000;
   return { p50: micros('50.000000'), p90: micros('90.000000'), p99: micros('99.000000'), mean: mean / 1000 };
+}
+
+/** 4 KiB random reads per second past the kernel's page cache, eight under way. */
+export async function measureDirect(file: string, bytes: number): Promise<Figures> {
+  const job = await fio('direct', [
+    `--filename=${file}`,
+    '--ioengine=libaio',
+    '--direct=1',
+    '--iodepth=8',
+    '--rw=randread',
+    '--bs=4k',
+    `--io_size=${bytes}`,
+    '--size=100%',
+  ]);
+  return { rate: job.read.iops };
+}
+
+/** MB/s of one sequential pass through a mapping, the kernel's pages kept. */
+export async function measureScan(file: string): Promise<number> {
+  const job = await fio('scan', [`--filename=${file}`, '--ioengine=mmap', '--rw=read', '--bs=1M', '--size=100%', '--invalidate=0']);
+  return job.read.bw_bytes / 1e6;
+}
+
+/** A program of programs/, which prints its figures as JSON. */
+export async function program(name: string, ...parameters: string[]): Promise<Figures> {
+  const path = fileURLToPath(new URL(`../../bench/programs/${name}`, import.meta.url));
+  const { stdout } = await run('python3', [path, ...parameters]);
+  return JSON.parse(stdout) as Figures;
+}
+
+/** MB/s of one cp, until the copy is where it belongs. */
+export async function measureCopy(from: string, to: string): Promise<number> {
+  const { size } = await stat(from);
+  const begun = performance.now();
+  await run('cp', [from, to]);
+  return size / 1e3 / (performance.now() - begun);
 }
 
 /** MB/s of one dd. */
@@ -47,6 +82,12 @@ export async function measureDd(parameters: string[]): Promise<number> {
   const found = /(\d+) bytes .* copied, ([\d.e-]+) s/.exec(text);
   if (code !== 0 || found === null) throw new Error(`dd ${parameters.join(' ')} failed: ${text}`);
   return Number(found[1]) / 1e6 / Number(found[2]);
+}
+
+/** Nothing of the target's file is left in a cache of this host. */
+export async function cold(target: Target): Promise<void> {
+  await dropKernelPages(target.file);
+  await target.evict();
 }
 
 /** The file's pages leave the kernel's cache (posix_fadvise(POSIX_FADV_DONTNEED), by dd's nocache flag). */

@@ -1,0 +1,8 @@
+/** All rows, in the order in which they are measured: the footprint last, after the mount has worked hard. */
+import { faultRows } from './faults.js';
+import { fileRows } from './files.js';
+import { footprintRows } from './footprint.js';
+import type { Row } from './row.js';
+import { streamRows } from './streams.js';
+
+export const rows: readonly Row[] = [...faultRows, ...streamRows, ...fileRows, ...footprintRows];

@@ -1,0 +1,27 @@
+/** One measurement of the comparison, made the same way on every target. */
+import type { Link, Target } from '../targets/target.js';
+
+export type Figures = Record<string, number>;
+
+export type Peer = 'nbdfuse' | 'sshfs' | 'tmpfs';
+
+/** One figure of a measurement held against the peer's. */
+export interface Comparison {
+  figure: string;
+  title: string;
+  unit: string;
+  better: 'lower' | 'higher';
+  /** Ours over the peer's, by link; without a peer the figure itself. A link that is not named is not measured. */
+  reach: Partial<Record<Link, number>>;
+}
+
+export interface Row {
+  id: string;
+  group: 'fault' | 'seq' | 'write' | 'direct' | 'warm' | 'copy' | 'files' | 'footprint';
+  /** Undefined: the figure is held against a bound of its own. */
+  peer: Peer | undefined;
+  comparisons: readonly Comparison[];
+  measure(target: Target): Promise<Figures>;
+}
+
+export const linksOf = (row: Row): Link[] => [...new Set(row.comparisons.flatMap(({ reach }) => Object.keys(reach) as Link[]))];

@@ -1,0 +1,76 @@
+/** extmem: a manager, one appliance (a peer is one server too) and a mount, forced to one transport. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { runtimeFolder } from '../../src/cli/endpoint.js';
+import { askMount } from '../../src/fs/mount_control.js';
+import { fill, freePort, MIB, stopProcess, type Link, type Target } from './target.js';
+
+const cli = join(dirname(fileURLToPath(import.meta.url)), '../../src/cli/main.js');
+
+export const CACHE_BYTES = 256 * MIB;
+
+export class ExtmemTarget implements Target {
+  readonly name: string;
+  private home = '';
+  private up: ChildProcess | undefined;
+
+  constructor(private readonly link: Link) {
+    this.name = `extmem ${link}`;
+  }
+  private get mountPoint(): string {
+    return join(this.home, 'mnt');
+  }
+  get file(): string {
+    return join(this.mountPoint, 'bench');
+  }
+  get folder(): string {
+    return this.mountPoint;
+  }
+
+  async start(bytes: number): Promise<void> {
+    this.home = await mkdtemp(join(tmpdir(), 'extmem-bench-'));
+    await mkdir(this.mountPoint);
+    const memory = `${Math.ceil(bytes / MIB) * 2 + 1024}MiB`;
+    const parameters = [cli, 'up', this.mountPoint, '--json', '--dir', join(this.home, 'state'), '--memory', memory];
+    parameters.push('--cache', `${CACHE_BYTES}`, '--appliances', '1', '--transport', this.link);
+    parameters.push('--listen', `127.0.0.1:${await freePort()}`);
+    this.up = spawn(process.execPath, parameters, { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = this.up;
+    await new Promise<void>((resolve, reject) => {
+      child.stdout?.once('data', () => resolve());
+      child.once('exit', (code) => reject(new Error(`extmem up ended with ${String(code)}`)));
+    });
+    await fill(this.file, bytes);
+  }
+
+  async evict(): Promise<void> {
+    await askMount(runtimeFolder(), this.mountPoint, 'POST', '/evict');
+  }
+
+  async pids(): Promise<number[]> {
+    const found = [this.up?.pid ?? -1];
+    for (const pid of found) {
+      const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8');
+      found.push(...children.trim().split(/\s+/).filter(Boolean).map(Number));
+    }
+    return found;
+  }
+
+  /** The process that serves the mount. */
+  async mountPid(): Promise<number> {
+    for (const pid of await this.pids()) {
+      const [, , command] = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0');
+      if (command === 'mount') return pid;
+    }
+    throw new Error('no process serves the mount');
+  }
+
+  async stop(): Promise<void> {
+    if (this.home === '') return; // never started
+    await stopProcess(this.up);
+    await rm(this.home, { recursive: true, force: true });
+  }
+}

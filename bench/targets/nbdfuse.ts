@@ -1,0 +1,48 @@
+/** nbdkit's memory plugin under nbdfuse, with kernel_cache (without it warm reads go back to the server). */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fill, freePort, run, stopProcess, unmount, until, type Link, type Target } from './target.js';
+
+export class NbdFuseTarget implements Target {
+  readonly name: string;
+  readonly folder = undefined;
+  private home = '';
+  private server: ChildProcess | undefined;
+  private fuse: ChildProcess | undefined;
+
+  constructor(private readonly link: Link) {
+    this.name = `nbdfuse ${link === 'shm' ? 'unix' : 'tcp'}`;
+  }
+  get file(): string {
+    return join(this.home, 'mnt', 'nbd');
+  }
+
+  async start(bytes: number): Promise<void> {
+    this.home = await mkdtemp(join(tmpdir(), 'nbdfuse-bench-'));
+    await mkdir(join(this.home, 'mnt'));
+    const socket = join(this.home, 'socket');
+    const port = await freePort();
+    const where = this.link === 'shm' ? ['-U', socket] : ['-i', '127.0.0.1', '-p', String(port)];
+    this.server = spawn('nbdkit', ['-f', ...where, 'memory', String(bytes)], { stdio: ['ignore', 'ignore', 'inherit'] });
+    const uri = this.link === 'shm' ? `nbd+unix:///?socket=${socket}` : `nbd://127.0.0.1:${port}`;
+    await until(async () => (await run('nbdinfo', ['--size', uri]).catch(() => null)) !== null, 'nbdkit');
+    this.fuse = spawn('nbdfuse', ['-o', 'kernel_cache', this.file, uri], { stdio: ['ignore', 'ignore', 'inherit'] });
+    await until(async () => ((await stat(this.file).catch(() => null))?.size ?? 0) === bytes, 'nbdfuse');
+    await fill(this.file, bytes);
+  }
+  evict(): Promise<void> {
+    return Promise.resolve(); // it has no cache of its own
+  }
+  pids(): Promise<number[]> {
+    return Promise.resolve([this.server, this.fuse].flatMap((child) => child?.pid ?? []));
+  }
+  async stop(): Promise<void> {
+    if (this.home === '') return; // never started
+    await unmount(join(this.home, 'mnt'));
+    await stopProcess(this.fuse);
+    await stopProcess(this.server);
+    await rm(this.home, { recursive: true, force: true });
+  }
+}

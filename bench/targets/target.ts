@@ -1,0 +1,59 @@
+/** What is measured: a file system of ours or of a peer, each at its best, started and stopped by the benchmark itself. */
+import { execFile, type ChildProcess } from 'node:child_process';
+import { createServer } from 'node:net';
+import { promisify } from 'node:util';
+
+export const run = promisify(execFile);
+
+/** How the bytes travel: shared memory (for a peer: a unix socket), or TCP. */
+export type Link = 'shm' | 'tcp';
+
+export const MIB = 1 << 20;
+
+export interface Target {
+  readonly name: string;
+  /** A large file of random bytes. */
+  readonly file: string;
+  /** Where files can be made; undefined where there is only the one file. */
+  readonly folder: string | undefined;
+  /** Starts it and fills `file` with so many bytes. */
+  start(bytes: number): Promise<void>;
+  /** Its own cache too, not only the kernel's, forgets the file. */
+  evict(): Promise<void>;
+  /** Process ids of all of it. */
+  pids(): Promise<number[]>;
+  stop(): Promise<void>;
+}
+
+export async function until(ready: () => Promise<boolean>, what: string): Promise<void> {
+  const deadline = Date.now() + 30_000;
+  while (!(await ready())) {
+    if (Date.now() > deadline) throw new Error(`${what} was not ready in 30 s`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const address = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  if (address === null || typeof address === 'string') throw new Error('no free port');
+  return address.port;
+}
+
+export async function stopProcess(child: ChildProcess | undefined): Promise<void> {
+  if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  const gone = new Promise((resolve) => child.once('exit', resolve));
+  child.kill('SIGTERM');
+  await gone;
+}
+
+export async function unmount(place: string): Promise<void> {
+  await run('umount', [place]).catch(() => run('umount', ['-l', place]));
+}
+
+/** Fills a file with random bytes and waits until they are where they belong. */
+export async function fill(file: string, bytes: number): Promise<void> {
+  await run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', `count=${bytes / MIB}`, 'conv=fsync,notrunc', 'status=none']);
+}
