@@ -100,11 +100,8 @@ export class LockTable {
   /** Locks and waits of every owner that is meant (a client that died). Answers the inodes whose locks changed. */
   releaseOwners(isMeant: (owner: string) => boolean): number[] {
     const changed: number[] = [];
+    this.cancelOwners(isMeant);
     for (const [ino, locks] of [...this.inodes]) {
-      for (const waiter of locks.waiters.filter((one) => isMeant(one.lock.owner))) {
-        this.dropWaiter(waiter);
-        waiter.reject(new ExtmemError('EINTR', 'whoever waited for this lock is gone'));
-      }
       const before = locks.posix.length + locks.flock.length;
       locks.posix = locks.posix.filter((held) => !isMeant(held.owner));
       locks.flock = locks.flock.filter((held) => !isMeant(held.owner));
@@ -112,6 +109,37 @@ export class LockTable {
       this.serveWaiters(ino, locks);
     }
     return changed;
+  }
+
+  /** Ends the waits of every owner that is meant, with EINTR: whoever waited will not hear of it any more. */
+  cancelOwners(isMeant: (owner: string) => boolean): void {
+    for (const [ino, locks] of [...this.inodes]) {
+      const meant = locks.waiters.filter((one) => isMeant(one.lock.owner));
+      for (const waiter of meant) {
+        this.dropWaiter(waiter);
+        waiter.reject(new ExtmemError('EINTR', 'whoever waited for this lock is gone'));
+      }
+      if (meant.length > 0) this.serveWaiters(ino, locks);
+    }
+  }
+
+  /** What the owners that are meant hold of an inode is `locks`, and nothing else. Not checked against what others hold. */
+  restate(ino: number, isMeant: (owner: string) => boolean, locks: readonly Lock[]): void {
+    const there = this.locksOf(ino);
+    there.posix = there.posix.filter((held) => !isMeant(held.owner));
+    there.flock = there.flock.filter((held) => !isMeant(held.owner));
+    this.importLocks(locks);
+    this.serveWaiters(ino, there);
+  }
+
+  /** Owners of locks that somebody waits for. */
+  wanted(): Set<string> {
+    const owners = new Set<string>();
+    if (this.waitersByOwner.size === 0) return owners;
+    for (const locks of this.inodes.values()) {
+      for (const { lock } of locks.waiters) for (const held of heldOf(locks, lock)) if (conflicts(held, lock)) owners.add(held.owner);
+    }
+    return owners;
   }
 
   /** The inode is gone, or its locks live elsewhere from now on: waits end with EAGAIN. */

@@ -233,18 +233,21 @@ export const clientOperations = {
   /** wait: answered when the lock is granted. `waiter` names the wait for cancelLock (EINTR is then answered). EAGAIN if taken and not wait. */
   setlk: operation(Type.Object({ lock: Lock, wait: Type.Boolean(), waiter: Type.Optional(Type.String()) }), Empty),
   cancelLock: operation(Type.Object({ waiter: Type.String() }), Empty),
+  /** The caller holds exactly these locks of an inode: it kept them by itself until now, or lost its session while they changed. */
+  restateLocks: operation(Type.Object({ ino: Id, locks: Type.Array(Lock) }), Empty),
   goodbye: operation(Empty, Empty), // clean unmount: delegations, locks, provision given back; no fence needed
 } as const;
 
 /** Asked by the manager of a client. */
 export const clientPushes = {
-  /** Flush, then keep no more than `to`. The answer says how the file is still open here, its newest record, and the locks it held by itself. */
+  /** Flush, then keep no more than `to`. The answer says how the file is still open here, its newest record, and the locks that it
+   *  kept by itself (absent: the manager keeps them already). */
   recall: operation(
     Type.Object({ ino: Id, to: DelegationMode }),
     Type.Object({
       open: Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write')]),
       record: Type.Optional(Blob),
-      locks: Type.Array(Lock),
+      locks: Type.Optional(Type.Array(Lock)),
     }),
   ),
   /** The delegation is now this (the others went away). The kernel's pages are dropped before caching begins. */

@@ -144,6 +144,7 @@ export class MountClient {
       files: this.held.counters(),
       commits: this.commits.counters(),
       reserve: this.reserve.counters(),
+      locks: this.locks.counters(),
       pushes: this.pushes.counters(),
     };
   }
@@ -161,6 +162,7 @@ export class MountClient {
 
   /** What the kernel was told to believe ends with the lease at the latest; no need to wait longer than that. */
   private async dropBeliefs(): Promise<void> {
+    this.locks.sessionLost();
     const notices: Promise<void>[] = [];
     for (const { parent, name } of this.cache.cachedEntries()) notices.push(this.native.invalidateEntry(parent, name));
     for (const ino of this.cache.cachedInodes()) notices.push(this.native.invalidateInode(ino, -1, 0));
@@ -172,7 +174,9 @@ export class MountClient {
   }
 
   private async resumed(hello: Hello): Promise<void> {
+    const restated = this.locks.restate(); // before anything else is asked
     this.regions.putAppliances(hello.appliances);
+    await restated;
     await this.commits.recommit();
     this.held.giveBackOwed();
     void this.reserve.spread();

@@ -49,7 +49,7 @@ export class Pushes implements PushHandlers {
     const { held, cache, log } = this.parts;
     cache.invalidateAttr(ino);
     const file = held.get(ino);
-    if (file === undefined) return { open: 'none', locks: [] };
+    if (file === undefined) return { open: 'none' };
     await this.granting.get(file);
     try {
       return await held.changeDelegation(file, () => this.giveUp(file, to));
@@ -137,17 +137,17 @@ export class Pushes implements PushHandlers {
     const { ino } = file;
     const { held, locks, native } = this.parts;
     const wasWrite = file.mode === 'write';
-    const handed = locks.handOver(ino);
     if (to === 'read' && file.writers === 0 && isOpen(file)) await this.downgradeToRead(file);
     else await this.downgradeToShared(file);
     const record = wasWrite ? native.record(ino, true) : undefined;
     file.soleHolder = false;
+    const handed = locks.handOver(ino); // now, not before: a file that cannot be given up keeps its locks
     const open = file.writers > 0 ? 'write' : isOpen(file) ? 'read' : 'none';
     if (open === 'none') {
       held.forget(file);
       locks.closed(ino);
     }
-    return { open, locks: handed, ...(record === undefined ? {} : { record }) };
+    return { open, ...(handed === undefined ? {} : { locks: handed }), ...(record === undefined ? {} : { record }) };
   }
 
   private async downgradeToRead(file: HeldFile): Promise<void> {

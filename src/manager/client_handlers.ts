@@ -47,6 +47,7 @@ export function clientConnection(parts: Parts): ClientConnection {
       const welcome = await parts.clients.welcome(ask, session);
       const known = welcome.client;
       client = known;
+      void session.closed.then(() => parts.locks.cancelWaits(known.id));
       // It was not told of anything meanwhile, and has dropped what it had cached.
       if (welcome.resumed) interest.forget(known);
       setImmediate(() => void reclaimer.tellFreed(known));
@@ -192,8 +193,8 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
   };
 }
 
-function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, 'getlk' | 'setlk' | 'cancelLock'> {
-  const { store, locks } = parts;
+function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, 'getlk' | 'setlk' | 'cancelLock' | 'restateLocks'> {
+  const { store, locks, fencing } = parts;
   return {
     getlk: (lock) => {
       const conflict = locks.getlk(me().id, lock);
@@ -202,10 +203,12 @@ function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>
     setlk: async (ask) => {
       findInode(store, ask.lock.ino);
       const { lock, wait, waiter } = ask;
-      await locks.setlk(me().id, { lock, wait, ...(waiter === undefined ? {} : { waiter }) });
+      const refusedBy = (client: number): void => fencing.wanted(client, 'a lock that it holds is wanted');
+      await locks.setlk(me().id, { lock, wait, ...(waiter === undefined ? {} : { waiter }) }, refusedBy);
       return {};
     },
     cancelLock: ({ waiter }) => (locks.cancel(me().id, waiter), {}),
+    restateLocks: async ({ ino, locks: held }) => (await locks.restate(me().id, ino, held), {}),
   };
 }
 

@@ -264,10 +264,7 @@ export class Delegations {
     if (told.status === 'failed') throw new ExtmemError('EIO', `client ${client.id} cannot give up inode ${ino}: ${told.error.message}`);
     if (told.status !== 'answered') return this.parts.fence(client, `it did not give back inode ${ino} (${told.status})`);
     const answer = told.answer;
-    await locks.import(
-      client.id,
-      answer.locks.filter((lock) => lock.ino === ino),
-    );
+    if (answer.locks !== undefined) await locks.restate(client.id, ino, answer.locks);
     if (this.find(ino, holder.client) !== holder) return;
     const tickets = await store.transact((tx) => {
       this.takeBack(tx, ino, holder, answer);

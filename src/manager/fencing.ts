@@ -52,6 +52,18 @@ export class Fencing {
     await Promise.all(meant.map((client) => this.fence(client, 'its lease is over and its provision is wanted')));
   }
 
+  /** Something that a client holds is wanted by another: if its lease is over, it is fenced. Not waited for. */
+  wanted(id: number, why: string): void {
+    const client = this.parts.clients.get(id);
+    if (client === undefined || !client.isOverdue) return;
+    this.fence(client, why).catch((error: unknown) => this.parts.log.error({ client: id, error }, 'fencing a client failed'));
+  }
+
+  /** Clients for whose locks somebody waits. */
+  fenceWanted(): void {
+    for (const client of this.parts.locks.wantedClients()) this.wanted(client, 'a lock that it holds is waited for');
+  }
+
   async fenceAbandoned(): Promise<void> {
     const isAbandoned = (client: Client): boolean => client.isOverdue && Date.now() - client.lastSeenAt > times.abandonedMs;
     await Promise.all(

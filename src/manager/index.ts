@@ -124,10 +124,12 @@ function startChores(parts: Parts): { stop(): void } {
   const abandoned = setInterval(() => {
     fencing.fenceAbandoned().catch((error: unknown) => log.error({ error }, 'fencing clients that were not heard of for long failed'));
   }, times.abandonedMs / 4).unref();
+  const wanted = setInterval(() => fencing.fenceWanted(), times.wantedMs).unref();
   return {
     stop: () => {
       clearTimeout(restored);
       clearInterval(abandoned);
+      clearInterval(wanted);
     },
   };
 }

@@ -34,6 +34,8 @@ export const times = {
   applianceCallMs: 10_000,
   /** An appliance acknowledges a fence by then, or it is put down. */
   fenceAckMs: 2000,
+  /** How often it is looked whether somebody waits for what a client holds that does not come back. */
+  wantedMs: 250,
   /** A client that was not heard of for so long is fenced even if nobody wants what it holds. */
   abandonedMs: 60_000,
 } as const;

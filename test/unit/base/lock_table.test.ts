@@ -122,6 +122,48 @@ describe('waits', () => {
   });
 });
 
+test('an owner is wanted as long as somebody waits for what it holds', async () => {
+  const table = new LockTable();
+  take(table, lock('a', 'write', 0, 9));
+  take(table, lock('b', 'write', 20, 29));
+  expect(table.wanted()).toEqual(new Set());
+  const wait = table.setlk(lock('c', 'read', 5, 15), true);
+  expect(table.wanted()).toEqual(new Set(['a']));
+  take(table, lock('a', 'unlock'));
+  await wait;
+  expect(table.wanted()).toEqual(new Set());
+});
+
+test('what an owner says that it holds replaces what it held, and lets others in', async () => {
+  const table = new LockTable();
+  take(table, lock('a', 'write', 0, 9));
+  take(table, lock('b', 'write', 20, 29));
+  const wait = table.setlk(lock('c', 'write', 0, 4), true);
+  const now = [lock('a', 'write', 5, 9)];
+  table.restate(1, (owner) => owner === 'a', now);
+  await wait;
+  expect(
+    table
+      .exportInode(1)
+      .map(({ owner, start, end }) => [owner, start, end])
+      .sort(),
+  ).toEqual([
+    ['a', 5, 9],
+    ['b', 20, 29],
+    ['c', 0, 4],
+  ]);
+});
+
+test('waits of an owner that is gone end, and those behind them come in', async () => {
+  const table = new LockTable();
+  take(table, lock('a', 'read'));
+  const gone = table.setlk(lock('b', 'write'), true);
+  const behind = table.setlk(lock('c', 'read'), true);
+  table.cancelOwners((owner) => owner === 'b');
+  await expect(gone).rejects.toMatchObject({ code: 'EINTR' });
+  await behind;
+});
+
 test('locks move from one table to another', () => {
   const from = new LockTable();
   take(from, lock('a', 'write', 0, 9));

@@ -1,4 +1,5 @@
 import { beforeEach, describe, expect, test } from '@jest/globals';
+import type { Lock } from '../../../src/base/messages.js';
 import { isOpen } from '../../../src/client/held_files.js';
 import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
 import { settle, startClient, type TestClient } from './mounted.js';
@@ -141,13 +142,17 @@ describe('recall', () => {
     t.client.held.close(5, 'write');
     expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toMatchObject({ open: 'none' });
     expect(t.native.files.has(5)).toBe(false);
-    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toEqual({ open: 'none', locks: [] });
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toEqual({ open: 'none' });
   });
 
-  test('a failed write-back is not hidden', async () => {
+  test('a failed write-back is not hidden, and the locks stay with the file', async () => {
     await t.client.held.open(5, 'write');
+    const lock: Lock = { ino: 5, owner: 'a', flock: false, type: 'write', start: 0, end: 9, pid: 1 };
+    void t.client.locks.setlk(lock, false, 1);
     t.native.onFlush = () => Promise.reject(new Error('appliance dead'));
     await expect(t.manager.pushes?.recall({ ino: 5, to: 'shared' })).rejects.toMatchObject({ code: 'EIO' });
+    t.native.onFlush = () => Promise.resolve();
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toMatchObject({ locks: [lock] });
   });
 
   test('a writer keeps nothing but shared, a reader may keep read', async () => {

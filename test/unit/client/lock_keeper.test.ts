@@ -1,4 +1,4 @@
-import { beforeEach, expect, test } from '@jest/globals';
+import { beforeEach, describe, expect, test } from '@jest/globals';
 import { LOCK_END } from '../../../src/base/lock_table.js';
 import type { Lock } from '../../../src/base/messages.js';
 import { grantOf } from './scripted_manager.js';
@@ -13,6 +13,7 @@ beforeEach(async () => {
   t.manager.script.setlk = () => ({});
   t.manager.script.getlk = () => ({});
   t.manager.script.cancelLock = () => ({});
+  t.manager.script.restateLocks = () => ({});
 });
 
 const lock = (owner: string, type: Lock['type'] = 'write', flock = false): Lock => ({
@@ -72,6 +73,78 @@ test('a signal ends a wait at the manager', async () => {
   await settle();
   t.client.locks.interrupt(2);
   expect(t.manager.takeAsked()).toEqual(['acquire', 'setlk', 'cancelLock']);
+});
+
+test('a signal that came before the wait that it ends', async () => {
+  await t.client.held.open(5, 'read');
+  t.client.locks.interrupt(2);
+  await expect(t.client.locks.setlk(lock('b'), true, 2)).rejects.toMatchObject({ code: 'EINTR' });
+  expect(t.manager.takeAsked()).toEqual(['acquire']);
+});
+
+describe('who waits here and who waits at the manager', () => {
+  const away = (owner: string): Lock => ({ ...lock(owner), ino: 6 });
+
+  beforeEach(async () => {
+    await t.client.held.open(5, 'write');
+    await t.client.held.open(6, 'read');
+    void t.client.locks.setlk(lock('a'), false, 1);
+    t.manager.script.setlk = () => new Promise(() => undefined);
+    t.manager.asked.length = 0;
+  });
+
+  test('a wait here goes to the manager when another begins there, and is asked first', async () => {
+    void t.client.locks.setlk(lock('b'), true, 2);
+    void t.client.locks.setlk(away('a'), true, 3);
+    await settle();
+    expect(t.manager.asked).toEqual([
+      { name: 'restateLocks', ask: { ino: 5, locks: [lock('a')] } },
+      { name: 'setlk', ask: { lock: lock('b'), wait: true, waiter: '2' } },
+      { name: 'setlk', ask: { lock: away('a'), wait: true, waiter: '3' } },
+    ]);
+  });
+
+  test('a wait that would be here begins at the manager while another is there', async () => {
+    void t.client.locks.setlk(away('a'), true, 3);
+    await settle();
+    void t.client.locks.setlk(lock('b'), true, 2);
+    await settle();
+    expect(t.manager.asked).toEqual([
+      { name: 'setlk', ask: { lock: away('a'), wait: true, waiter: '3' } },
+      { name: 'restateLocks', ask: { ino: 5, locks: [lock('a')] } },
+      { name: 'setlk', ask: { lock: lock('b'), wait: true, waiter: '2' } },
+    ]);
+  });
+
+  test('a lock that is free is taken here all the same', () => {
+    void t.client.locks.setlk(away('a'), true, 3);
+    expect(t.client.locks.setlk({ ...lock('a'), start: 5, end: 6 }, true, 2)).toBeUndefined();
+    expect(t.manager.takeAsked()).not.toContain('restateLocks');
+  });
+
+  test('flock does not ask who waits for whom', async () => {
+    const whole = { ...lock('a'), flock: true };
+    void t.client.locks.setlk(whole, false, 4);
+    void t.client.locks.setlk({ ...whole, owner: 'b' }, true, 2);
+    void t.client.locks.setlk(away('a'), true, 3);
+    await settle();
+    expect(t.manager.takeAsked()).toEqual(['setlk']);
+  });
+});
+
+test('after the session was lost the manager is told what is held, before anything else', async () => {
+  await t.client.held.open(5, 'read');
+  await t.client.locks.setlk(lock('a'), false, 1);
+  await t.client.locks.setlk({ ...lock('b'), flock: true }, false, 2);
+  t.manager.alive = false;
+  t.client.locks.sessionLost();
+  await t.client.locks.releaseOwner(5, 'b', true); // nobody can be told
+  t.manager.alive = true;
+  t.manager.asked.length = 0;
+  await t.client.locks.restate();
+  expect(t.manager.asked).toEqual([{ name: 'restateLocks', ask: { ino: 5, locks: [lock('a')] } }]);
+  await t.client.locks.restate();
+  expect(t.manager.asked).toHaveLength(1);
 });
 
 test('a closed file may be locked here again', async () => {

@@ -294,7 +294,7 @@ export class TestClient {
 
   private handlers(): Handlers<Pushes> {
     const usual: Handlers<Pushes> = {
-      recall: () => ({ open: 'none', locks: [] }),
+      recall: () => ({ open: 'none' }),
       grant: () => ({}),
       attributes: () => ({}),
       invalidateEntries: () => ({}),

@@ -49,7 +49,7 @@ describe('granting', () => {
   test('a writer that still writes becomes shared, and so does who comes', async () => {
     const { ino, record, region } = await writtenFile();
     const newer = changed({ record }, { size: 3 * PAGE + 5 });
-    a.override.recall = () => ({ open: 'write', record: newer, locks: [] });
+    a.override.recall = () => ({ open: 'write', record: newer });
     const grant = await b.ask('acquire', { ino, mode: 'read' });
     expect(a.pushes.at(-1)).toEqual({ op: 'recall', ask: { ino, to: 'shared' } });
     expect(grant.mode).toBe('shared');
@@ -62,14 +62,14 @@ describe('granting', () => {
 
   test('a writer that has closed the file gives way entirely', async () => {
     const { ino, record } = await writtenFile();
-    a.override.recall = () => ({ open: 'none', record, locks: [] });
+    a.override.recall = () => ({ open: 'none', record });
     expect((await b.ask('acquire', { ino, mode: 'write' })).mode).toBe('write');
     await expect(a.ask('commit', { records: [record] })).resolves.toEqual({ failed: [{ ino, code: 'ESTALE' }] });
   });
 
   test('a writer that only reads by now is raised to read again', async () => {
     const { ino } = await writtenFile();
-    a.override.recall = () => ({ open: 'read', locks: [] });
+    a.override.recall = () => ({ open: 'read' });
     const raised = a.next('grant');
     expect((await b.ask('acquire', { ino, mode: 'read' })).mode).toBe('read');
     expect((await raised).grant.mode).toBe('read');
@@ -78,14 +78,14 @@ describe('granting', () => {
   test('readers are recalled for a writer', async () => {
     const { ino } = (await a.make('f')).attr;
     await a.ask('acquire', { ino, mode: 'read' });
-    a.override.recall = () => ({ open: 'read', locks: [] });
+    a.override.recall = () => ({ open: 'read' });
     expect((await b.ask('acquire', { ino, mode: 'write' })).mode).toBe('shared');
     expect(a.count('recall')).toBe(1);
   });
 
   test('who is left alone gets its delegation back', async () => {
     const { ino } = await writtenFile();
-    a.override.recall = () => ({ open: 'write', locks: [] });
+    a.override.recall = () => ({ open: 'write' });
     await b.ask('acquire', { ino, mode: 'read' });
     const raised = a.next('grant');
     await b.ask('release', { ino });
@@ -143,7 +143,7 @@ describe('truncation and holes', () => {
 
   test('by another mount: the writer is recalled first, told the new record before pieces are zeroed, and has its delegation back', async () => {
     const { ino, region, record } = await writtenFile();
-    a.override.recall = () => ({ open: 'write', record: changed({ record }, { size: 3 * PAGE }), locks: [] });
+    a.override.recall = () => ({ open: 'write', record: changed({ record }, { size: 3 * PAGE }) });
     a.override.invalidate = () => {
       expect(appliance.punched.filter(({ length }) => length === PAGE * 3)).toEqual([]);
       return {};
@@ -221,7 +221,7 @@ describe('records', () => {
 describe('shared mode', () => {
   async function shared(): Promise<{ ino: number; region: number; regionB: number; record: Buffer }> {
     const file = await writtenFile();
-    a.override.recall = () => ({ open: 'write', record: file.record, locks: [] });
+    a.override.recall = () => ({ open: 'write', record: file.record });
     await b.ask('acquire', { ino: file.ino, mode: 'write' });
     const [own] = await b.provision();
     return { ...file, regionB: own?.region ?? 0 };
@@ -326,7 +326,7 @@ describe('fences', () => {
     const { ino, record } = await writtenFile();
     a.session.terminate('a short cut');
     const asked = b.ask('acquire', { ino, mode: 'read' });
-    a.override.recall = () => ({ open: 'write', record, locks: [] });
+    a.override.recall = () => ({ open: 'write', record });
     await a.connect(true);
     expect(a.hello.resumed).toBe(true);
     expect((await asked).mode).toBe('shared');
@@ -367,7 +367,7 @@ describe('restart of the manager', () => {
     await appliance.connect();
     await b.connect(true);
     const asked = b.ask('acquire', { ino, mode: 'read' });
-    a.override.recall = () => ({ open: 'write', record: changed({ record }, { size: 7 }), locks: [] });
+    a.override.recall = () => ({ open: 'write', record: changed({ record }, { size: 7 }) });
     await a.connect(true);
     expect(a.hello.resumed).toBe(true);
     expect(await asked).toMatchObject({ mode: 'shared', attr: { size: 7 } });
@@ -437,6 +437,35 @@ describe('locks', () => {
     a.override.recall = () => ({ open: 'write', record, locks: [lock(ino, 'write')] });
     await b.ask('acquire', { ino, mode: 'read' });
     await expect(b.ask('setlk', { lock: lock(ino, 'read'), wait: false })).rejects.toEqual(code('EAGAIN'));
+  });
+
+  test('restated ones replace what the manager believed', async () => {
+    const { ino } = (await a.make('f')).attr;
+    await a.ask('setlk', { lock: lock(ino, 'write'), wait: false });
+    await a.ask('restateLocks', { ino, locks: [{ ...lock(ino, 'write', 'p'), start: 5 }] });
+    await b.ask('setlk', { lock: { ...lock(ino, 'write'), end: 4 }, wait: false });
+    await expect(b.ask('setlk', { lock: lock(ino, 'write'), wait: false })).rejects.toEqual(code('EAGAIN'));
+  });
+
+  test('a wait ends with the session that asked for it: nobody would know of the lock', async () => {
+    const { ino } = (await a.make('f')).attr;
+    await a.ask('setlk', { lock: lock(ino, 'write'), wait: false });
+    const wait = b.ask('setlk', { lock: lock(ino, 'write'), wait: true }).catch(() => 'lost');
+    b.session.terminate('the network is cut');
+    await b.connect(true);
+    expect(await wait).toBe('lost');
+    await a.ask('setlk', { lock: lock(ino, 'unlock'), wait: false });
+    await a.ask('setlk', { lock: lock(ino, 'write'), wait: false });
+  });
+
+  test('of a client that does not come back are free after its lease, if somebody asks for them', async () => {
+    const { ino } = (await a.make('f')).attr;
+    await a.ask('setlk', { lock: lock(ino, 'write'), wait: false });
+    a.session.terminate('it is dead');
+    const wait = b.ask('setlk', { lock: lock(ino, 'write'), wait: true });
+    await expect(b.ask('setlk', { lock: lock(ino, 'read', 'q'), wait: false })).rejects.toEqual(code('EAGAIN'));
+    await wait;
+    expect(appliance.fenced).toEqual([{ client: a.hello.client, generation: 1 }]);
   });
 
   test('survive the manager', async () => {
