@@ -22,8 +22,7 @@ Reactor* Reactor::current() { return current_reactor; }
 Reactor::Reactor(Options options)
     : options_(options), epoll_fd_(epoll_create1(EPOLL_CLOEXEC)), wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   EXTMEM_ASSERT(epoll_fd_ >= 0 && wake_fd_ >= 0);
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = this}};
-  EXTMEM_ASSERT(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wake_fd_, &event) == 0);
+  watch_own_wake_ups();
 }
 
 Reactor::~Reactor() {
@@ -54,8 +53,10 @@ void Reactor::run_turn() {
   progress |= run_messages();
   progress |= run_timers();
   progress |= run_ready();
-  progress |= wait(0);
-  progress |= run_ready();
+  if (progress || outstanding_ > 0) {
+    progress |= wait(0);
+    progress |= run_ready();
+  }
   if (progress) {
     last_progress_ns_ = monotonic_ns();
     governor_.interrupt(true);
@@ -122,7 +123,20 @@ bool Reactor::run_timers() {
   return fired;
 }
 
-bool Reactor::wait(int timeout_ms) {
+void Reactor::watch_own_wake_ups() {
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = this}};
+  EXTMEM_ASSERT(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wake_fd_, &event) == 0);
+}
+
+void Reactor::wait_in(Waiter* waiter) {
+  if ((waiter == nullptr) == (waiter_ == nullptr)) return;
+  // A waiter does not read the wake-ups, so in the epoll they would be ready for ever.
+  if (waiter != nullptr) epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, wake_fd_, nullptr);
+  waiter_ = waiter;
+  if (waiter == nullptr) watch_own_wake_ups();
+}
+
+bool Reactor::collect(int timeout_ms) {
   event_count_ = epoll_wait(epoll_fd_, events_.data(), static_cast<int>(events_.size()), timeout_ms);
   bool any = event_count_ > 0;
   for (int index = 0; index < event_count_; ++index) {

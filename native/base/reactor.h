@@ -1,6 +1,7 @@
 // One event loop, owned by one thread: file descriptors, timers, messages from other threads and suspended
 // coroutines. While operations are outstanding the loop polls (bounded), because a wake-up of an idle CPU costs
-// several times what a reply does; then it sleeps in one epoll_wait for everything.
+// several times what a reply does; then it sleeps in one wait for everything: epoll_wait, or another one that includes
+// the reactor's epoll (an io_uring).
 //
 // Everything here belongs to the reactor's thread, except post().
 #pragma once
@@ -64,6 +65,18 @@ class Poller {
   ~Poller() = default;
 };
 
+/// What a reactor waits in instead of epoll_wait. It must also wake for Reactor::epoll_fd(), then call collect(), and
+/// for Reactor::wake_fd(), which it need not read.
+class Waiter {
+ public:
+  /// Waits for at most timeout_ms (0: only looks; negative: for ever) and serves what came. Answers whether anything
+  /// did.
+  virtual bool wait(int timeout_ms) = 0;
+
+ protected:
+  ~Waiter() = default;
+};
+
 class Reactor {
  public:
   struct Options {
@@ -86,6 +99,13 @@ class Reactor {
   void rewatch(int fd, uint32_t epoll_events, ReadyHandler& handler);
   /// After this the handler is not called any more, not even for an event already fetched, and may be destroyed.
   void unwatch(int fd, const ReadyHandler& handler);
+  /// From now on waits in this; nullptr: in epoll_wait again. On the reactor's thread.
+  void wait_in(Waiter* waiter);
+  int epoll_fd() const { return epoll_fd_; }
+  int wake_fd() const { return wake_fd_; }
+  /// For the Waiter: serves descriptors that are ready, up to a bound; answers whether any was.
+  bool collect(int timeout_ms = 0);
+
   void add_poller(Poller& poller);
   void remove_poller(Poller& poller);
 
@@ -113,7 +133,8 @@ class Reactor {
   bool run_messages();
   bool run_ready();
   bool run_timers();
-  bool wait(int timeout_ms);
+  bool wait(int timeout_ms) { return waiter_ != nullptr ? waiter_->wait(timeout_ms) : collect(timeout_ms); }
+  void watch_own_wake_ups();
   int sleep_timeout_ms() const;
   void heap_up(size_t slot);
   void heap_down(size_t slot);
@@ -122,6 +143,7 @@ class Reactor {
   Options options_;
   int epoll_fd_;
   int wake_fd_;
+  Waiter* waiter_ = nullptr;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> sleeping_{false};
   std::atomic<Message*> inbox_{nullptr};

@@ -32,9 +32,9 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   bool io_uring = syscall(SYS_io_uring_setup, 0, nullptr) == -1 && (errno == EINVAL || errno == EFAULT);
   found.Set("ioUring", Napi::Boolean::New(env, io_uring));
   std::ifstream parameter("/sys/module/fuse/parameters/enable_uring");
-  char enabled = 'N';
+  char enabled = '-';
   parameter >> enabled;
-  found.Set("ioUringFuse", Napi::Boolean::New(env, enabled == 'Y'));
+  found.Set("ioUringFuse", Napi::String::New(env, enabled == 'Y' ? "on" : enabled == 'N' ? "off" : "absent"));
   int memfd = memfd_create("extmem-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   found.Set("memfdSeals", Napi::Boolean::New(env, memfd >= 0));
   if (memfd >= 0) close(memfd);

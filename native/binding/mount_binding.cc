@@ -50,6 +50,10 @@ fuse::Session::Options to_options(const Napi::Object& object) {
   fuse::Session::Options options;
   options.mount_point = string_of(object, "mountPoint");
   options.threads = static_cast<unsigned>(u64_of(object, "threads"));
+  std::string uring = string_of(object, "ioUring");
+  options.uring = uring == "on"     ? fuse::UringUse::always
+                  : uring == "auto" ? fuse::UringUse::automatic
+                                    : fuse::UringUse::never;
   options.cache.cache_bytes = u64_of(object, "cacheBytes");
   options.cache.dirty_bytes = u64_of(object, "dirtyBytes");
   options.cache.appliance_dirty_bytes = u64_of(object, "applianceDirtyBytes");
@@ -267,10 +271,14 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     settle(error);
   }
 
-  void start(const Napi::CallbackInfo& info) {
+  Napi::Value start(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     fuse::MountResult result = session(env).start();
     if (result.fd < 0) throw coded_error(env, result.code, result.message);
+    Napi::Object started = Napi::Object::New(env);
+    started.Set("session", Napi::String::New(env, session_->kind()));
+    started.Set("ioUringRefused", Napi::String::New(env, session_->uring_refused()));
+    return started;
   }
 
   void reply(const Napi::CallbackInfo& info) {
@@ -498,6 +506,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
       fabric.Set(appliance->id, appliance_statistics(env, *appliance));
     }
     object.Set("fabric", fabric);
+    object.Get("fuse").As<Napi::Object>().Set("session", Napi::String::New(env, session_->kind()));
     return object;
   }
 

@@ -44,7 +44,7 @@ class FileUse {
   File& file_;
 };
 
-void reply_pages(Worker& worker, uint64_t unique, uint64_t offset, uint32_t bytes, const PinnedPages& pins) {
+void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t bytes, const PinnedPages& pins) {
   auto& frames = worker.session().cache().frames();
   iovec segments[1 + cache::kRequestPages];
   unsigned count = 1;
@@ -61,47 +61,46 @@ void reply_pages(Worker& worker, uint64_t unique, uint64_t offset, uint32_t byte
     left -= length;
     at = 0;
   }
-  worker.reply_segments(unique, segments, count, bytes);
+  worker.reply_segments(ticket, segments, count, bytes);
 }
 
-Detached serve_miss(Worker& worker, uint64_t unique, File& file, uint64_t offset, uint32_t bytes, cache::Reuse reuse) {
+Detached serve_miss(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes, cache::Reuse reuse) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
   PinnedPages pins(cache.frames());
   int error = co_await cache::read_pages(cache, worker.lane(), file, offset, bytes, reuse, pins);
   if (error != 0) {
-    worker.reply_error(unique, error);
+    worker.reply_error(ticket, error);
   } else {
-    reply_pages(worker, unique, offset, bytes, pins);
+    reply_pages(worker, ticket, offset, bytes, pins);
   }
 }
 
-/// On this host: from the region to the kernel, through a buffer that stays warm.
-Detached serve_direct_read(Worker& worker, uint64_t unique, File& file, uint64_t offset, uint32_t bytes,
-                           cache::Reuse reuse) {
+/// On this host: from the region to the request's own memory, from which the kernel takes it.
+Detached serve_direct_read(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes,
+                           cache::Reuse reuse, RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
-  RequestBuffer buffer = worker.take_buffer();
   if (co_await cache::read_direct(cache, worker.lane(), file, offset, buffer.data(), bytes)) {
-    worker.reply(unique, buffer.data(), bytes);
+    worker.reply(ticket, buffer.data(), bytes);
   } else {
-    serve_miss(worker, unique, file, offset, bytes, reuse);
+    serve_miss(worker, ticket, file, offset, bytes, reuse);
   }
 }
 
-Detached serve_shared_read(Worker& worker, uint64_t unique, File& file, uint64_t offset, uint32_t bytes) {
+Detached serve_shared_read(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes,
+                           RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
-  RequestBuffer buffer = worker.take_buffer();
   int error = co_await cache::read_through(cache, worker.lane(), file, offset, buffer.data(), bytes);
   if (error != 0) {
-    worker.reply_error(unique, error);
+    worker.reply_error(ticket, error);
   } else {
-    worker.reply(unique, buffer.data(), bytes);
+    worker.reply(ticket, buffer.data(), bytes);
   }
 }
 
-Detached serve_write(Worker& worker, uint64_t unique, File& file, fuse_write_in in, const std::byte* data,
+Detached serve_write(Worker& worker, Ticket ticket, File& file, fuse_write_in in, const std::byte* data,
                      [[maybe_unused]] RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
@@ -112,94 +111,92 @@ Detached serve_write(Worker& worker, uint64_t unique, File& file, fuse_write_in 
     error = co_await cache::write_cached(cache, worker.lane(), file, in.offset, data, in.size);
   }
   if (error != 0) {
-    worker.reply_error(unique, error);
+    worker.reply_error(ticket, error);
   } else {
     fuse_write_out out{in.size, 0};
-    worker.reply(unique, &out, sizeof out);
+    worker.reply(ticket, &out, sizeof out);
   }
 }
 
-Detached serve_sync(Worker& worker, uint64_t unique, Handle& handle, bool closing, uint64_t owner) {
+Detached serve_sync(Worker& worker, Ticket ticket, Handle& handle, bool closing, uint64_t owner) {
   auto& cache = worker.session().cache();
   FileUse use(cache, *handle.file);
   worker.counters.syncs.fetch_add(1, std::memory_order_relaxed);
   int error = co_await cache::sync_file(cache, worker.lane(), *handle.file, closing, owner);
   int reported = cache::take_error(handle);
-  worker.reply_error(unique, error != 0 ? error : reported);
+  worker.reply_error(ticket, error != 0 ? error : reported);
 }
 
-Detached serve_allocate(Worker& worker, uint64_t unique, File& file, fuse_fallocate_in in) {
+Detached serve_allocate(Worker& worker, Ticket ticket, File& file, fuse_fallocate_in in) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
   bool keep_size = (in.mode & FALLOC_FL_KEEP_SIZE) != 0;
-  worker.reply_error(unique,
+  worker.reply_error(ticket,
                      co_await cache::allocate_range(cache, worker.lane(), file, in.offset, in.length, keep_size));
 }
 
 }  // namespace
 
 void handle_read(Worker& worker, Request& request) {
-  const auto& in = request.as<fuse_read_in>();
-  uint64_t unique = request.header.unique;
+  fuse_read_in in = request.as<fuse_read_in>();
+  Ticket ticket = request.ticket;
   File& file = *handle_of(in.fh).file;
   uint64_t size = file.size.load(std::memory_order_relaxed);
   worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
-  if (in.offset >= size || in.size == 0) return worker.reply(unique, nullptr, 0);
+  if (in.offset >= size || in.size == 0) return worker.reply(ticket, nullptr, 0);
   auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
   worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
   if (file.mode.load(std::memory_order_relaxed) == Delegation::shared) {
-    serve_shared_read(worker, unique, file, in.offset, bytes);
+    serve_shared_read(worker, ticket, file, in.offset, bytes, std::move(request.buffer));
     return;
   }
   auto& cache = worker.session().cache();
   auto reuse = (in.flags & O_DIRECT) != 0 ? cache::Reuse::ours : cache::Reuse::kernel_keeps;
   if (cache::may_read_direct(cache, file, in.offset, bytes)) {
-    serve_direct_read(worker, unique, file, in.offset, bytes, reuse);
+    serve_direct_read(worker, ticket, file, in.offset, bytes, reuse, std::move(request.buffer));
     return;
   }
   PinnedPages pins(cache.frames());
   if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, pins)) {
-    reply_pages(worker, unique, in.offset, bytes, pins);
+    reply_pages(worker, ticket, in.offset, bytes, pins);
   } else {
-    serve_miss(worker, unique, file, in.offset, bytes, reuse);
+    serve_miss(worker, ticket, file, in.offset, bytes, reuse);
   }
   cache::read_ahead(cache, worker.lane(), file, in.offset, bytes);
 }
 
 void handle_write(Worker& worker, Request& request) {
   fuse_write_in in = request.as<fuse_write_in>();
-  uint64_t unique = request.header.unique;
-  if (request.body.size() < sizeof in + in.size || in.size > kMaxWriteBytes) return worker.reply_error(unique, EINVAL);
-  if (in.offset > kMaxFileBytes - in.size) return worker.reply_error(unique, EFBIG);
+  Ticket ticket = request.ticket;
+  if (request.payload.size() < in.size || in.size > kMaxWriteBytes) return worker.reply_error(ticket, EINVAL);
+  if (in.offset > kMaxFileBytes - in.size) return worker.reply_error(ticket, EFBIG);
   worker.counters.writes.fetch_add(1, std::memory_order_relaxed);
   worker.counters.write_bytes.fetch_add(in.size, std::memory_order_relaxed);
-  const std::byte* data = request.body.data() + sizeof in;
-  serve_write(worker, unique, *handle_of(in.fh).file, in, data, std::move(request.buffer));
+  serve_write(worker, ticket, *handle_of(in.fh).file, in, request.payload.data(), std::move(request.buffer));
 }
 
 void handle_flush(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_flush_in>();
   Handle& handle = handle_of(in.fh);
   bool writer = (handle.flags & O_ACCMODE) != O_RDONLY;
-  if (!writer && !handle.file->locked.load()) return worker.reply_error(request.header.unique, 0);
-  serve_sync(worker, request.header.unique, handle, true, in.lock_owner);
+  if (!writer && !handle.file->locked.load()) return worker.reply_error(request.ticket, 0);
+  serve_sync(worker, request.ticket, handle, true, in.lock_owner);
 }
 
 void handle_fsync(Worker& worker, Request& request) {
-  serve_sync(worker, request.header.unique, handle_of(request.as<fuse_fsync_in>().fh), false, 0);
+  serve_sync(worker, request.ticket, handle_of(request.as<fuse_fsync_in>().fh), false, 0);
 }
 
 void handle_fallocate(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_fallocate_in>();
   if ((in.mode & ~static_cast<uint32_t>(FALLOC_FL_KEEP_SIZE)) != 0) return handle_control(worker, request);
-  if (in.length == 0 || in.offset > kMaxFileBytes - in.length) return worker.reply_error(request.header.unique, EFBIG);
-  serve_allocate(worker, request.header.unique, *handle_of(in.fh).file, in);
+  if (in.length == 0 || in.offset > kMaxFileBytes - in.length) return worker.reply_error(request.ticket, EFBIG);
+  serve_allocate(worker, request.ticket, *handle_of(in.fh).file, in);
 }
 
 void handle_getxattr(Worker& worker, Request& request) {
-  std::string_view name(reinterpret_cast<const char*>(request.body.data()) + sizeof(fuse_getxattr_in),
-                        request.body.size() - sizeof(fuse_getxattr_in));
-  if (name.starts_with("security.")) return worker.reply_error(request.header.unique, ENODATA);
+  std::string_view name(reinterpret_cast<const char*>(request.payload.data()), request.payload.size());
+  if (name.starts_with("security.")) return worker.reply_error(request.ticket, ENODATA);
   handle_control(worker, request);
 }
 
@@ -212,11 +209,11 @@ void handle_lseek(Worker& worker, Request& request) {
   if (in.offset < size && in.whence == SEEK_DATA) found = file.extents.next_data(in.offset);
   if (in.offset < size && in.whence == SEEK_HOLE) found = std::min(file.extents.next_hole(in.offset), size);
   file.lock.unlock();
-  if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE) return worker.reply_error(request.header.unique, EINVAL);
+  if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE) return worker.reply_error(request.ticket, EINVAL);
   if (!found || *found > size || (in.whence == SEEK_DATA && *found >= size))
-    return worker.reply_error(request.header.unique, ENXIO);
+    return worker.reply_error(request.ticket, ENXIO);
   fuse_lseek_out out{*found};
-  worker.reply(request.header.unique, &out, sizeof out);
+  worker.reply(request.ticket, &out, sizeof out);
 }
 
 }  // namespace extmem::fuse

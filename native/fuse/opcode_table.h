@@ -1,26 +1,13 @@
-// ① Every FUSE opcode in one table: its name, the smallest body that it must have, and who serves it: a handler of the
-// data path here, or (handler null) TypeScript.
+// ① Every FUSE opcode in one table: its name, the smallest body that it must have (for those served here: their own
+// struct), and who serves it: a handler of the data path here, or (handler null) TypeScript.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "fuse/worker.h"
 
 namespace extmem::fuse {
-
-/// A request as it came from the kernel. The handler may keep the buffer; header and body point into it.
-struct Request {
-  const fuse_in_header& header;
-  std::span<const std::byte> body;
-  RequestBuffer& buffer;
-
-  template <typename Struct>
-  const Struct& as() const {
-    return *reinterpret_cast<const Struct*>(body.data());
-  }
-};
 
 struct Opcode {
   uint32_t code;

@@ -2,16 +2,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 
 #include "base/trace.h"
+#include "fuse/device_channel.h"
+#include "fuse/handshake.h"
 #include "fuse/opcode_table.h"
 
 namespace extmem::fuse {
@@ -19,13 +20,6 @@ namespace extmem::fuse {
 namespace {
 
 constexpr unsigned kMaxWorkers = 8;
-constexpr int kInitTimeoutMs = 5000;
-constexpr uint32_t kKernelReadAheadBytes = 1 << 20;
-
-constexpr uint64_t kWantedFlags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_LOCKS |
-                                  FUSE_FLOCK_LOCKS | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO |
-                                  FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
-                                  FUSE_EXPLICIT_INVAL_DATA;
 
 std::vector<int> usable_cpus() {
   cpu_set_t set;
@@ -36,6 +30,18 @@ std::vector<int> usable_cpus() {
     if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
   }
   return cpus;
+}
+
+/// The kernel has a queue for each of them, online or not.
+unsigned possible_cpus() {
+  std::ifstream list("/sys/devices/system/cpu/possible");  // as 0-7, or 0,2-3
+  unsigned count = 0;
+  for (unsigned first, last; list >> first; list.ignore()) {
+    last = first;
+    if (list.peek() == '-') list.ignore() >> last;
+    count += last - first + 1;
+  }
+  return count;
 }
 
 template <typename Job>
@@ -55,7 +61,11 @@ class JobMessage final : public Message {
 }  // namespace
 
 Session::Session(const Options& options, extent::ControlPlane& control_plane, ControlSink& sink)
-    : options_(options), sink_(sink), cache_(options.cache, directory_, control_plane) {}
+    : options_(options),
+      sink_(sink),
+      cpus_(usable_cpus()),
+      worker_count_(options.threads != 0 ? options.threads : std::min<unsigned>(kMaxWorkers, cpus_.size())),
+      cache_(options.cache, directory_, control_plane) {}
 
 Session::~Session() {
   stop();
@@ -63,100 +73,140 @@ Session::~Session() {
 }
 
 MountResult Session::start() {
-  MountResult mounted = mount_fuse(options_.mount_point);
-  if (mounted.fd < 0) return mounted;
-  device_fd_ = mounted.fd;
-  std::string error;
-  if (!initialize(device_fd_, error)) {
-    unmount_fuse(options_.mount_point, true);
-    return {-1, "EPROTO", error};
-  }
-  tune_backing_device(options_.mount_point);
-  notifier_ = std::make_unique<Notifier>(device_fd_);
-  std::vector<int> cpus = usable_cpus();
-  unsigned count = options_.threads != 0 ? options_.threads : std::min<unsigned>(kMaxWorkers, cpus.size());
-  for (unsigned index = 0; index < count; ++index) {
-    int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    auto source = static_cast<uint32_t>(device_fd_);
-    if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &source) != 0) {
-      if (clone >= 0) close(clone);
-      clone = fcntl(device_fd_, F_DUPFD_CLOEXEC, 0);  // one queue either way; a clone only spares a lock
-    }
-    Reactor::Options reactor{.index = index, .cpu = cpus[index % cpus.size()]};
-    workers_.push_back(std::make_unique<Worker>(*this, clone, reactor, options_.fabric));
-  }
-  for (auto& worker : workers_) worker->start();
+  Rings rings;
+  if (options_.uring != UringUse::never) rings = make_rings();
+  if (rings.empty() && options_.uring == UringUse::always) return {-1, "EOPNOTSUPP", uring_refused_};
+  bool may_retreat = !rings.empty() && options_.uring == UringUse::automatic;
+  MountResult mounted = begin(std::move(rings));
+  if (mounted.fd < 0 && may_retreat && over_uring_) return begin({});
   return mounted;
 }
 
-/// FUSE_INIT is the kernel's first request; answered before there is anybody to serve another.
-bool Session::initialize(int fd, std::string& error) {
-  std::vector<std::byte> buffer(kRequestBufferBytes);
-  pollfd waiting{fd, POLLIN, 0};
-  if (poll(&waiting, 1, kInitTimeoutMs) != 1) {
-    error = "the kernel did not begin the FUSE session in time";
-    return false;
+/// Before INIT, because what cannot be had is better not agreed on: then there is no way back but to mount again.
+Session::Rings Session::make_rings() {
+  Rings rings;
+  for (unsigned index = 0; index < worker_count_; ++index) {
+    int error;
+    auto ring = IoRing::create(UringChannel::kRingSizes, error);
+    if (ring == nullptr) {
+      uring_refused_ = std::string("an io_uring cannot be made here: ") + strerror(error);
+      return {};
+    }
+    rings.push_back(std::move(ring));
   }
-  ssize_t bytes = read(fd, buffer.data(), buffer.size());
-  constexpr size_t kLeast = sizeof(fuse_in_header) + 16;  // major, minor, max_readahead, flags
-  const auto& header = *reinterpret_cast<const fuse_in_header*>(buffer.data());
-  if (bytes < static_cast<ssize_t>(kLeast) || header.opcode != FUSE_INIT) {
-    error = "the kernel began the FUSE session with something else than INIT";
-    return false;
+  return rings;
+}
+
+MountResult Session::begin(Rings rings) {
+  MountResult mounted = mount_fuse(options_.mount_point);
+  if (mounted.fd < 0) return mounted;
+  device_fd_ = mounted.fd;
+  Handshake handshake = shake_hands(device_fd_, !rings.empty());
+  if (!rings.empty() && handshake.error.empty() && !handshake.uring) {
+    uring_refused_ = "the kernel does not offer FUSE over io_uring";
+    if (options_.uring == UringUse::always) handshake.error = uring_refused_;
   }
-  fuse_init_in in{};
-  std::memcpy(&in, buffer.data() + sizeof header, std::min(sizeof in, static_cast<size_t>(bytes) - sizeof header));
-  if (in.major != FUSE_KERNEL_VERSION || in.minor < 31) {
-    error = "the kernel speaks FUSE " + std::to_string(in.major) + "." + std::to_string(in.minor) +
-            "; 7.31 (Linux 5.4) is needed";
-    return false;
+  over_uring_ = handshake.uring;
+  if (!handshake.error.empty()) {
+    retreat();
+    return {-1, "EPROTO", handshake.error};
   }
-  fuse_init_out out{};
-  out.major = FUSE_KERNEL_VERSION;
-  out.minor = FUSE_KERNEL_MINOR_VERSION;
-  out.max_readahead = std::min(in.max_readahead, kKernelReadAheadBytes);
-  out.flags = static_cast<uint32_t>(in.flags & kWantedFlags);
-  out.max_background = 64;
-  out.congestion_threshold = 48;
-  out.max_write = kMaxWriteBytes;
-  out.time_gran = 1;
-  out.max_pages = kMaxWriteBytes / cache::kPageBytes;
-  fuse_out_header reply{sizeof reply + sizeof out, 0, header.unique};
-  iovec segments[2] = {{&reply, sizeof reply}, {&out, sizeof out}};
-  if (writev(fd, segments, 2) < 0) {
-    error = std::string("the kernel refused our INIT: ") + strerror(errno);
-    return false;
+  tune_backing_device(options_.mount_point);
+  notifier_ = std::make_unique<Notifier>(device_fd_);
+  if (over_uring_) {
+    make_workers(std::move(rings));
+  } else {
+    make_workers({});
   }
-  return true;
+  int error = start_workers();
+  if (error == 0) return mounted;
+  uring_refused_ = std::string("the queues of FUSE over io_uring cannot be opened: ") + strerror(error);
+  retreat();
+  return {-1, "EOPNOTSUPP", uring_refused_};
+}
+
+void Session::make_workers(Rings rings) {
+  for (unsigned index = 0; index < worker_count_; ++index) {
+    Reactor::Options reactor{.index = index, .cpu = cpus_[index % cpus_.size()]};
+    workers_.push_back(std::make_unique<Worker>(*this, reactor, options_.fabric));
+    Worker& worker = *workers_.back();
+    // Over io_uring, what is left for /dev/fuse is rare: one reader is enough.
+    if (rings.empty() || index == 0) worker.add_channel(std::make_unique<DeviceChannel>(worker, open_device()));
+    if (rings.empty()) continue;
+    auto channel = std::make_unique<UringChannel>(worker, std::move(rings[index]), device_fd_, queues_of(index));
+    worker.add_channel(std::move(channel));
+  }
+}
+
+int Session::open_device() const {
+  int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  auto source = static_cast<uint32_t>(device_fd_);
+  if (clone >= 0 && ioctl(clone, FUSE_DEV_IOC_CLONE, &source) == 0) return clone;
+  if (clone >= 0) close(clone);
+  return fcntl(device_fd_, F_DUPFD_CLOEXEC, 0);  // one queue either way; a clone only spares a lock
+}
+
+/// The queue of the CPU that the worker is pinned to, and its share of those where no worker is.
+std::vector<uint16_t> Session::queues_of(unsigned worker) const {
+  size_t pinned = std::min<size_t>(worker_count_, cpus_.size());
+  std::vector<uint16_t> queues;
+  for (unsigned cpu = 0; cpu < possible_cpus(); ++cpu) {
+    auto own =
+        static_cast<size_t>(std::find(cpus_.begin(), cpus_.begin() + pinned, static_cast<int>(cpu)) - cpus_.begin());
+    if ((own < pinned ? own : cpu % worker_count_) == worker) queues.push_back(static_cast<uint16_t>(cpu));
+  }
+  return queues;
+}
+
+/// 0, or the errno of a channel that could not be opened.
+int Session::start_workers() {
+  std::vector<std::future<int>> starting;
+  for (auto& worker : workers_) starting.push_back(worker->start());
+  int failure = 0;
+  for (auto& opened : starting) {
+    if (int error = opened.get(); error != 0) failure = error;
+  }
+  return failure;
+}
+
+void Session::retreat() {
+  force_unmount(options_.mount_point);
+  if (notifier_ != nullptr) notifier_->stop();
+  notifier_.reset();
+  workers_.clear();
+  close(std::exchange(device_fd_, -1));
+  std::lock_guard guard(pending_lock_);
+  pending_.clear();
 }
 
 bool Session::reply(uint64_t id, int error, std::span<const uint8_t> body) {
-  Pending pending;
+  Ticket ticket;
   {
     std::lock_guard guard(pending_lock_);
     auto found = pending_.find(id);
     if (found == pending_.end()) return false;
-    pending = found->second;
+    ticket = found->second;
     pending_.erase(found);
   }
-  fuse_out_header header{static_cast<uint32_t>(sizeof header + (error == 0 ? body.size() : 0)), -error, pending.unique};
-  iovec segments[2] = {{&header, sizeof header}, {const_cast<uint8_t*>(body.data()), body.size()}};
-  [[maybe_unused]] ssize_t written = writev(pending.fd, segments, error == 0 && !body.empty() ? 2 : 1);
+  ticket.channel->answer_from_outside(ticket, error, error == 0 ? body : std::span<const uint8_t>());
   return true;
 }
 
-void Session::take_control_request(Worker& worker, const fuse_in_header& header, std::span<const std::byte> body) {
+void Session::take_control_request(Worker& worker, const Request& request) {
+  const fuse_in_header& header = request.header;
   trace::mark(trace::Point::control_upcall, header.unique);
   worker.counters.control.fetch_add(1, std::memory_order_relaxed);
   uint64_t id;
   {
     std::lock_guard guard(pending_lock_);
     id = next_id_++;
-    pending_.emplace(id, Pending{worker.fuse_fd(), header.unique});
+    pending_.emplace(id, request.ticket);
   }
-  const auto* raw = reinterpret_cast<const uint8_t*>(body.data());
-  sink_.control_request({id, header.unique, header.opcode, header.nodeid, header.uid, header.gid, header.pid,
-                         std::vector<uint8_t>(raw, raw + body.size())});
+  auto raw = [](std::span<const std::byte> bytes) { return reinterpret_cast<const uint8_t*>(bytes.data()); };
+  std::vector<uint8_t> body(raw(request.operation), raw(request.operation) + request.operation.size());
+  body.insert(body.end(), raw(request.payload), raw(request.payload) + request.payload.size());
+  sink_.control_request(
+      {id, header.unique, header.opcode, header.nodeid, header.uid, header.gid, header.pid, std::move(body)});
 }
 
 void Session::run_on_worker(uint64_t node, std::function<void(Worker&)> job) {
@@ -174,9 +224,7 @@ void Session::stop() {
   for (auto& worker : workers_) worker->stop();
 }
 
-void handle_control(Worker& worker, Request& request) {
-  worker.session().take_control_request(worker, request.header, request.body);
-}
+void handle_control(Worker& worker, Request& request) { worker.session().take_control_request(worker, request); }
 
 void handle_forget(Worker& worker, Request& request) {
   worker.session().sink().forgotten({{request.header.nodeid, request.as<fuse_forget_in>().nlookup}});
@@ -184,8 +232,8 @@ void handle_forget(Worker& worker, Request& request) {
 
 void handle_batch_forget(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_batch_forget_in>();
-  size_t room = (request.body.size() - sizeof in) / sizeof(fuse_forget_one);
-  const auto* each = reinterpret_cast<const fuse_forget_one*>(request.body.data() + sizeof in);
+  size_t room = request.payload.size() / sizeof(fuse_forget_one);
+  const auto* each = reinterpret_cast<const fuse_forget_one*>(request.payload.data());
   std::vector<std::pair<uint64_t, uint64_t>> nodes;
   for (size_t index = 0; index < std::min<size_t>(in.count, room); ++index) {
     nodes.emplace_back(each[index].nodeid, each[index].nlookup);
@@ -198,7 +246,7 @@ void handle_interrupt(Worker& worker, Request& request) {
   worker.session().sink().interrupted(request.as<fuse_interrupt_in>().unique);
 }
 
-void handle_destroy(Worker& worker, Request& request) { worker.reply_error(request.header.unique, 0); }
+void handle_destroy(Worker& worker, Request& request) { worker.reply_error(request.ticket, 0); }
 
 std::vector<std::pair<std::string, double>> Session::statistics() {
   std::vector<std::pair<std::string, double>> rows;

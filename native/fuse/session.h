@@ -1,5 +1,6 @@
-// ① A FUSE session on /dev/fuse: mounts, shakes hands (INIT), runs one worker per CPU, and carries control requests to
-// TypeScript and their replies back to the descriptor that read them.
+// ① A FUSE session: mounts, shakes hands (INIT), runs one worker per CPU, each with its channels to the kernel (over
+// io_uring where that is wanted and to be had, else clones of /dev/fuse), and carries control requests to TypeScript
+// and their replies back to the channel that they came by.
 #pragma once
 
 #include <functional>
@@ -11,19 +12,25 @@
 #include <utility>
 #include <vector>
 
+#include "base/io_ring.h"
 #include "cache/page_cache.h"
 #include "fuse/control_sink.h"
 #include "fuse/mount_point.h"
 #include "fuse/notifier.h"
+#include "fuse/uring_channel.h"
 #include "fuse/worker.h"
 
 namespace extmem::fuse {
+
+/// automatic: where the kernel has it switched on, and without it where it cannot be had.
+enum class UringUse : uint8_t { never, automatic, always };
 
 class Session {
  public:
   struct Options {
     std::string mount_point;
     unsigned threads = 0;  ///< 0: one per CPU that we may use, at most 8
+    UringUse uring = UringUse::never;
     cache::PageCache::Options cache;
     fabric::Fabric::Options fabric;
   };
@@ -32,6 +39,9 @@ class Session {
 
   /// Mounts and starts the workers. On failure fd < 0 with the reason.
   MountResult start();
+  const char* kind() const { return over_uring_ ? "io_uring" : "/dev/fuse"; }
+  /// Why io_uring is not used although it was wanted (automatic); empty: it is, or was not to be had here.
+  const std::string& uring_refused() const { return uring_refused_; }
   /// Any thread. False: no such request (answered already).
   bool reply(uint64_t id, int error, std::span<const uint8_t> body);
   /// Any thread: runs the job on the worker that looks after this node.
@@ -47,27 +57,35 @@ class Session {
   std::vector<std::pair<std::string, double>> statistics();
 
   // For the workers.
-  void take_control_request(Worker& worker, const fuse_in_header& header, std::span<const std::byte> body);
+  void take_control_request(Worker& worker, const Request& request);
   void end(int error);
   ControlSink& sink() { return sink_; }
 
  private:
-  struct Pending {
-    int fd;
-    uint64_t unique;
-  };
-  bool initialize(int fd, std::string& error);
+  using Rings = std::vector<std::unique_ptr<IoRing>>;
+  MountResult begin(Rings rings);
+  Rings make_rings();
+  void make_workers(Rings rings);
+  int start_workers();
+  int open_device() const;
+  std::vector<uint16_t> queues_of(unsigned worker) const;
+  /// After a start that failed half way: as if it had not been tried.
+  void retreat();
 
   Options options_;
   ControlSink& sink_;
+  std::vector<int> cpus_;
+  unsigned worker_count_;
   fabric::Directory directory_;
   cache::PageCache cache_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::unique_ptr<Notifier> notifier_;
   int device_fd_ = -1;
+  bool over_uring_ = false;
+  std::string uring_refused_;
   std::atomic<bool> ended_{false};
   std::mutex pending_lock_;  // guards the two below; control path only
-  std::unordered_map<uint64_t, Pending> pending_;
+  std::unordered_map<uint64_t, Ticket> pending_;
   uint64_t next_id_ = 1;
 };
 

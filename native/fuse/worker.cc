@@ -1,11 +1,7 @@
 #include "fuse/worker.h"
 
 #include <errno.h>
-#include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <unistd.h>
-
-#include <cstring>
 
 #include "base/trace.h"
 #include "fuse/opcode_table.h"
@@ -13,23 +9,8 @@
 
 namespace extmem::fuse {
 
-RequestBuffer::RequestBuffer(std::vector<std::unique_ptr<std::byte[]>>& pool) : pool_(pool) {
-  if (pool.empty()) {
-    memory_.reset(new std::byte[kRequestBufferBytes]);  // not value-initialised: it is touched as far as requests reach
-  } else {
-    memory_ = std::move(pool.back());
-    pool.pop_back();
-  }
-}
-
-RequestBuffer::~RequestBuffer() {
-  if (memory_ != nullptr && pool_.size() < kKeptBuffers) pool_.push_back(std::move(memory_));
-}
-
-Worker::Worker(Session& session, int fuse_fd, const Reactor::Options& reactor_options,
-               const fabric::Fabric::Options& fabric_options)
+Worker::Worker(Session& session, const Reactor::Options& reactor_options, const fabric::Fabric::Options& fabric_options)
     : session_(session),
-      fuse_fd_(fuse_fd),
       reactor_(reactor_options),
       fabric_(fabric::Fabric::create(reactor_, session.directory(), fabric_options)),
       lane_{reactor_, *fabric_, nullptr, {}},
@@ -37,20 +18,29 @@ Worker::Worker(Session& session, int fuse_fd, const Reactor::Options& reactor_op
   lane_.flusher = &flusher_;
 }
 
-Worker::~Worker() {
-  stop();
-  close(fuse_fd_);
-}
+Worker::~Worker() { stop(); }
 
-void Worker::start() {
-  thread_ = std::thread([this] {
+std::future<int> Worker::start() {
+  std::promise<int> opened;
+  std::future<int> outcome = opened.get_future();
+  thread_ = std::thread([this, opened = std::move(opened)]() mutable {
     prctl(PR_SET_NAME, "extmem-fuse");
     prctl(PR_SET_IO_FLUSHER, 1);  // we must make progress when memory is short because of our own mount; root only
-    reactor_.watch(fuse_fd_, EPOLLIN, *this);
+    opened.set_value(open_channels());
     reactor_.run();
+    for (auto& channel : channels_) channel->close();
     flusher_.stop();
     fabric_->close();
   });
+  return outcome;
+}
+
+int Worker::open_channels() {
+  for (auto& channel : channels_) {
+    int error = channel->open();
+    if (error != 0) return error;
+  }
+  return 0;
 }
 
 void Worker::stop() {
@@ -59,61 +49,34 @@ void Worker::stop() {
   thread_.join();
 }
 
-void Worker::on_ready(uint32_t) {
-  constexpr int kRequestsPerTurn = 16;
-  for (int served = 0; served < kRequestsPerTurn && serve_one(); ++served) {
-  }
-}
-
-bool Worker::serve_one() {
-  RequestBuffer buffer = take_buffer();
-  ssize_t bytes = read(fuse_fd_, buffer.data(), kRequestBufferBytes);
-  if (bytes < 0) {
-    int error = errno;
-    if (error == EAGAIN || error == EINTR || error == ENOENT)
-      return error != EAGAIN;  // ENOENT: aborted while being read
-    reactor_.unwatch(fuse_fd_, *this);
-    session_.end(error);
-    return false;
-  }
-  if (static_cast<size_t>(bytes) < sizeof(fuse_in_header)) return true;
-  const auto& header = *reinterpret_cast<const fuse_in_header*>(buffer.data());
-  trace::mark(trace::Point::fuse_request, header.unique);
+void Worker::take(Request& request, const Opcode* opcode) {
+  trace::mark(trace::Point::fuse_request, request.header.unique);
   counters.requests.fetch_add(1, std::memory_order_relaxed);
-  Request request{header, {buffer.data() + sizeof header, static_cast<size_t>(bytes) - sizeof header}, buffer};
-  const Opcode* opcode = find_opcode(header.opcode);
-  if (opcode != nullptr && request.body.size() < opcode->body_bytes) {
-    reply_error(header.unique, EINVAL);
-  } else if (opcode != nullptr && opcode->handler != nullptr) {
+  bool served_here = opcode != nullptr && opcode->handler != nullptr;
+  size_t bytes = request.operation.size() + (served_here ? 0 : request.payload.size());
+  if (opcode != nullptr && bytes < opcode->body_bytes) {
+    reply_error(request.ticket, EINVAL);
+  } else if (served_here) {
     opcode->handler(*this, request);
   } else {
     handle_control(*this, request);
   }
-  return true;
 }
 
-void Worker::reply_error(uint64_t unique, int error) {
+void Worker::reply_error(const Ticket& ticket, int error) {
   if (error != 0) counters.errors.fetch_add(1, std::memory_order_relaxed);
-  fuse_out_header header{sizeof header, -error, unique};
-  iovec segment{&header, sizeof header};
-  send(&segment, 1);
+  iovec segment{};
+  ticket.channel->answer(ticket, error, &segment, 1, 0);
 }
 
-void Worker::reply(uint64_t unique, const void* body, size_t bytes) {
+void Worker::reply(const Ticket& ticket, const void* body, size_t bytes) {
   iovec segments[2] = {{}, {const_cast<void*>(body), bytes}};
-  reply_segments(unique, segments, 2, bytes);
+  reply_segments(ticket, segments, 2, bytes);
 }
 
-void Worker::reply_segments(uint64_t unique, iovec* segments, unsigned count, size_t body_bytes) {
-  fuse_out_header header{static_cast<uint32_t>(sizeof header + body_bytes), 0, unique};
-  segments[0] = {&header, sizeof header};
-  send(segments, count);
-  trace::mark(trace::Point::fuse_reply, unique);
-}
-
-void Worker::send(const iovec* segments, unsigned count) {
-  // ENOENT: the caller was interrupted and is gone; ENODEV: so is the mount. Neither is ours to report.
-  [[maybe_unused]] ssize_t written = writev(fuse_fd_, segments, static_cast<int>(count));
+void Worker::reply_segments(const Ticket& ticket, iovec* segments, unsigned count, size_t body_bytes) {
+  ticket.channel->answer(ticket, 0, segments, count, body_bytes);
+  trace::mark(trace::Point::fuse_reply, ticket.unique);
 }
 
 }  // namespace extmem::fuse

@@ -50,11 +50,15 @@ export interface RegionServer {
 
 export type Transport = 'auto' | 'shm' | 'tcp';
 export type NativeMode = 'read' | 'write' | 'shared';
+/** Whether a mount's session goes over io_uring: never; where the kernel has it switched on; or not at all without it. */
+export type IoUring = 'off' | 'auto' | 'on';
+export type SessionKind = '/dev/fuse' | 'io_uring';
 
 /** ①-④ The client's side: one FUSE mount with its reactors, page cache and fabric. */
 export interface MountOptions {
   mountPoint: string;
   threads: number; // 0: one per CPU, at most 8
+  ioUring: IoUring;
   cacheBytes: number; // page frames (C10)
   dirtyBytes: number; // of them dirty at most
   applianceDirtyBytes: number; // of them dirty for one appliance at most
@@ -103,7 +107,7 @@ export interface FileState {
 
 export interface NativeMount {
   /** Mounts (mount(2) as root, else fusermount3) and starts the reactors. Node 1 is the root. */
-  start(): void;
+  start(): { session: SessionKind; ioUringRefused: string }; // why it is /dev/fuse although 'auto' was asked for; else ''
   /** Answers a 'request'. errno 0 with the reply's bytes, or a positive errno. */
   reply(id: number, errno: number, body?: Uint8Array): void;
   /** Answers commit, provision, extend (record), wrote. */
@@ -167,7 +171,7 @@ interface Addon {
   /** Aborts the FUSE connection mounted there (/sys/fs/fuse/connections) and detaches the mount. */
   forceUnmount: (mountPoint: string) => void;
   /** What this machine can do (doctor). */
-  probe: () => { fuseDevice: boolean; fuseMinor: number; ioUring: boolean; ioUringFuse: boolean; memfdSeals: boolean };
+  probe: () => { fuseDevice: boolean; fuseMinor: number; ioUring: boolean; ioUringFuse: 'on' | 'off' | 'absent'; memfdSeals: boolean };
 }
 
 function load(): Addon {

@@ -8,6 +8,7 @@ import { availableParallelism, release } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { messageOf } from '../base/errors.js';
 import { formatSize } from '../base/size.js';
+import type { IoUring } from '../binding/index.js';
 import { ExitCode } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { printJson, printLine } from './output.js';
@@ -37,7 +38,7 @@ export interface Machine {
   maxMapCount: number;
   shmemHuge: string;
   /** The addon's own probe, or why it cannot be loaded. */
-  probe: { fuseMinor: number; ioUring: boolean; ioUringFuse: boolean; memfdSeals: boolean } | string;
+  probe: { fuseMinor: number; ioUring: boolean; memfdSeals: boolean } | string;
 }
 
 async function text(path: string): Promise<string> {
@@ -149,19 +150,35 @@ function examineFuse(machine: Machine): Finding[] {
   return findings;
 }
 
+const whereUring = '6.14 and newer have it, built with CONFIG_FUSE_IO_URING';
+
 function examineUring({ uringParameter, probe }: Machine): Finding {
   const name = 'FUSE over io_uring';
-  if (uringParameter === undefined) return { name, verdict: 'ok', value: 'not in this kernel (6.14 and newer have it); /dev/fuse is used' };
-  if (uringParameter === 'N') {
+  if (uringParameter === undefined) return { name, verdict: 'ok', value: `not in this kernel (${whereUring})` };
+  if (uringParameter !== 'Y') {
     return {
       name,
       verdict: 'ok',
-      value: 'the kernel has it, and it is switched off; /dev/fuse is used',
-      advice: 'echo Y | sudo tee /sys/module/fuse/parameters/enable_uring',
+      value: 'the kernel has it, and it is switched off',
+      advice: 'echo Y | sudo tee /sys/module/fuse/parameters/enable_uring   (until the next boot; for good: the kernel parameter fuse.enable_uring=Y)',
     };
   }
-  const able = typeof probe !== 'string' && probe.ioUringFuse;
-  return { name, verdict: 'ok', value: able ? 'available' : 'switched on; this version of extmem uses /dev/fuse' };
+  if (typeof probe !== 'string' && !probe.ioUring) {
+    return {
+      name,
+      verdict: 'advice',
+      value: 'switched on, but io_uring itself is forbidden here',
+      advice: 'sysctl kernel.io_uring_disabled=0   (in a container: a seccomp profile that allows io_uring)',
+    };
+  }
+  return { name, verdict: 'ok', value: 'switched on' };
+}
+
+/** What a mount on this machine would be served over, or why it could not be mounted. */
+export function sessionOf(machine: Machine, ioUring: IoUring): { session: string; complaint?: string } {
+  const able = machine.uringParameter === 'Y' && typeof machine.probe !== 'string' && machine.probe.ioUring;
+  if (ioUring === 'off' || (ioUring === 'auto' && !able)) return { session: '/dev/fuse' };
+  return able ? { session: 'io_uring' } : { session: 'none', complaint: 'with --io-uring=on nothing can be mounted here' };
 }
 
 function examineMemory(machine: Machine, cacheBytes: number): Finding[] {
@@ -226,11 +243,14 @@ export function examine(machine: Machine, options: { cacheBytes: number }): Find
 }
 
 export async function runDoctor(call: Invocation): Promise<ExitCode> {
-  const findings = examine(await inspectMachine(), { cacheBytes: call.settings.required('cache') });
+  const machine = await inspectMachine();
+  const findings = examine(machine, { cacheBytes: call.settings.required('cache') });
+  const { session, complaint } = sessionOf(machine, call.settings.required('ioUring'));
+  if (complaint !== undefined) findings.push({ name: 'session', verdict: 'missing', value: complaint, advice: '--io-uring=auto' });
   const able = findings.every(({ verdict }) => verdict !== 'missing');
   const transport = call.settings.required('transport');
   const would = {
-    session: able ? '/dev/fuse' : 'none',
+    session: able ? session : 'none',
     transport: transport === 'auto' ? { 'same host': 'shm', 'other hosts': 'tcp' } : { 'every host': transport },
   };
   if (call.json) {

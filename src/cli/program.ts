@@ -10,7 +10,7 @@ import type { ExitCode } from './exit.js';
 import type { SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
-const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'transport', 'name'] as const;
+const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'ioUring', 'transport', 'name'] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -30,6 +30,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
         'dirty',
         'readAhead',
         'threads',
+        'ioUring',
         'transport',
         'mountPoint',
         'logLevel',
@@ -172,7 +173,7 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
     {
       usage: 'doctor',
       summary: 'what this machine can do, what is missing and how to get it',
-      settings: ['transport', 'mountPoint', 'cache'],
+      settings: ['transport', 'ioUring', 'mountPoint', 'cache'],
       examples: ['extmem doctor', 'extmem doctor --json'],
     },
     async () => (await import('./doctor.js')).runDoctor,
@@ -197,7 +198,7 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
     {
       usage: 'tour',
       summary: 'start everything on this machine and show what it does, with a real file of 100 MB and more',
-      settings: ['appliances', 'memory', 'cache', 'threads', 'transport', 'mountPoint', 'logLevel'],
+      settings: ['appliances', 'memory', 'cache', 'threads', 'ioUring', 'transport', 'mountPoint', 'logLevel'],
       flags: [['--exit', 'end after the tour; non-zero when a step failed']],
       examples: ['extmem tour', 'extmem tour --exit --transport tcp'],
     },

@@ -141,6 +141,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
     dirtyBytes: settings.optional('dirty') ?? Math.floor(cacheBytes / 4),
     readAheadBytes: settings.required('readAhead'),
     threads: settings.required('threads'),
+    ioUring: settings.required('ioUring'),
     transport: settings.required('transport'),
     runtimeDir: runtimeFolder(),
     log: loggerOf(call, 'mount'),

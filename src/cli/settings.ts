@@ -94,6 +94,13 @@ export const settings = {
   dirty: setting('--dirty <size>', 'EXTMEM_DIRTY', parseSize, 'of the cache, how much may wait to be written back (default: a quarter)'),
   readAhead: setting('--read-ahead <size>', 'EXTMEM_READ_AHEAD', parseSize, 'largest read-ahead of one stream; 0 for none', '8M'),
   threads: setting('--threads <count>', 'EXTMEM_THREADS', count, 'threads that serve the mount; 0: one per CPU, at most 8', '0'),
+  ioUring: setting(
+    '--io-uring <mode>',
+    'EXTMEM_IO_URING',
+    oneOf('auto', 'on', 'off'),
+    'FUSE over io_uring: auto (where the kernel has it switched on), on or off',
+    'auto',
+  ),
   layout: setting(
     '--layout <name>',
     'EXTMEM_LAYOUT',

@@ -11,7 +11,7 @@ import { constants, hostname } from 'node:os';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import { createLogger, type Logger } from '../base/logger.js';
 import { OPERATION_DEADLINE_MS, SLAB_REGION_BYTES } from '../base/protocol.js';
-import { native as addon, type MountOptions, type NativeMount, type Transport, type Upcall } from '../binding/index.js';
+import { native as addon, type IoUring, type MountOptions, type NativeMount, type Transport, type Upcall } from '../binding/index.js';
 import { connectClient, type ManagerSession } from '../client/manager_session.js';
 import { MountClient } from '../client/mount_client.js';
 import { errnoOf } from './errno.js';
@@ -43,6 +43,8 @@ export interface MountFileSystemOptions {
   readAheadBytes?: number;
   reserveBytes?: number;
   threads?: number;
+  /** Whether the kernel's requests come over io_uring; default 'auto'. */
+  ioUring?: IoUring;
   transport?: Transport;
   deadlineMs?: number;
   name?: string;
@@ -73,6 +75,7 @@ export async function mountFileSystem(options: MountFileSystemOptions): Promise<
   const log = options.log ?? createLogger({ name: 'mount' });
   await checkMountPoint(options.mountPoint);
   checkFuse();
+  const ioUring = chooseIoUring(options.ioUring ?? 'auto');
   const session = await connectClient({
     manager: options.manager,
     token: options.token,
@@ -81,7 +84,7 @@ export async function mountFileSystem(options: MountFileSystemOptions): Promise<
     hostId: options.hostId ?? readHostId(),
     log,
   });
-  const running = new RunningMount(options, session, log);
+  const running = new RunningMount({ ...options, ioUring }, session, log);
   try {
     await running.start();
   } catch (error) {
@@ -132,14 +135,20 @@ class RunningMount implements Mount {
   async start(): Promise<void> {
     await this.client.start();
     const { mountPoint } = this;
-    try {
-      this.native.start();
-    } catch (error) {
-      throw explainMountFailure(error, mountPoint);
-    }
+    const { session, ioUringRefused } = this.startNative();
+    if (ioUringRefused !== '')
+      this.log.warn({ mountPoint }, `FUSE over io_uring is switched on, and could not be used (${ioUringRefused}): /dev/fuse is used`);
     const { runtimeDir } = this.options;
     if (runtimeDir !== undefined) this.control = await serveMountControl(this, runtimeDir);
-    this.log.info({ mountPoint, manager: this.options.manager, client: this.session.hello.client }, 'mounted');
+    this.log.info({ mountPoint, manager: this.options.manager, client: this.session.hello.client, session }, 'mounted');
+  }
+
+  private startNative(): ReturnType<NativeMount['start']> {
+    try {
+      return this.native.start();
+    } catch (error) {
+      throw explainMountFailure(error, this.mountPoint);
+    }
   }
 
   /** After a start that failed half way. */
@@ -252,6 +261,7 @@ function nativeOptions(options: MountFileSystemOptions, session: ManagerSession)
   return {
     mountPoint: options.mountPoint,
     threads: options.threads ?? 0,
+    ioUring: options.ioUring ?? 'off',
     cacheBytes,
     dirtyBytes,
     applianceDirtyBytes: options.applianceDirtyBytes ?? Math.floor(dirtyBytes / 2),
@@ -311,6 +321,23 @@ function checkFuse(): void {
   );
 }
 
+/** What to ask of the session: 'auto' only where the kernel has it switched on. */
+function chooseIoUring(wanted: IoUring): IoUring {
+  const { ioUringFuse } = addon.probe();
+  if (wanted === 'off' || (wanted === 'auto' && ioUringFuse !== 'on')) return 'off';
+  if (ioUringFuse === 'absent')
+    throw new ExtmemError(
+      'EOPNOTSUPP',
+      'mounting with --io-uring=on: this kernel has no FUSE over io_uring (Linux 6.14 and newer have it, built with CONFIG_FUSE_IO_URING); mount with --io-uring=auto',
+    );
+  if (ioUringFuse === 'off')
+    throw new ExtmemError(
+      'EOPNOTSUPP',
+      'mounting with --io-uring=on: the kernel has FUSE over io_uring switched off; switch it on (as root: echo Y > /sys/module/fuse/parameters/enable_uring), or mount with --io-uring=auto',
+    );
+  return wanted;
+}
+
 function explainMountFailure(error: unknown, mountPoint: string): ExtmemError {
   const why = messageOf(error);
   if (isCode(error, 'EPERM') || isCode(error, 'EACCES'))
@@ -323,6 +350,10 @@ function explainMountFailure(error: unknown, mountPoint: string): ExtmemError {
     return new ExtmemError('EBUSY', `mounting on ${mountPoint}: it is in use (${why}); choose another directory`, { cause: error });
   if (isCode(error, 'ENODEV') || isCode(error, 'ENOENT'))
     return new ExtmemError('ENODEV', `mounting on ${mountPoint}: the kernel offers no FUSE (${why}); load it with \`modprobe fuse\``, {
+      cause: error,
+    });
+  if (isCode(error, 'EOPNOTSUPP'))
+    return new ExtmemError('EOPNOTSUPP', `mounting on ${mountPoint} with --io-uring=on: ${why}; mount with --io-uring=auto`, {
       cause: error,
     });
   return new ExtmemError('EIO', `mounting on ${mountPoint} failed: ${why}`, { cause: error });

@@ -1,6 +1,6 @@
 /** The doctor's findings, from machines made up for the test. */
 import { describe, expect, test } from '@jest/globals';
-import { examine, inspectMachine, type Finding, type Machine } from '../../../src/cli/doctor.js';
+import { examine, inspectMachine, sessionOf, type Finding, type Machine } from '../../../src/cli/doctor.js';
 
 const healthy: Machine = {
   root: true,
@@ -16,7 +16,7 @@ const healthy: Machine = {
     'Max locked memory         8388608              8388608              bytes\nMax open files            65536                65536                files\n',
   maxMapCount: 65530,
   shmemHuge: 'always within_size advise [never] deny force',
-  probe: { fuseMinor: 38, ioUring: true, ioUringFuse: false, memfdSeals: true },
+  probe: { fuseMinor: 38, ioUring: true, memfdSeals: true },
 };
 
 function find(machine: Partial<Machine>, name: string): Finding | undefined {
@@ -53,6 +53,27 @@ describe('doctor', () => {
     ['Y', /switched on/],
   ])('io_uring parameter %p is explained', (uringParameter, expected) => {
     expect(find({ uringParameter }, 'FUSE over io_uring')?.value).toMatch(expected);
+  });
+
+  test('io_uring switched on for FUSE but forbidden to programs: how to allow it', () => {
+    const probe = { fuseMinor: 38, ioUring: false, memfdSeals: true };
+    expect(find({ uringParameter: 'Y', probe }, 'FUSE over io_uring')).toMatchObject({
+      verdict: 'advice',
+      advice: expect.stringContaining('io_uring_disabled') as unknown,
+    });
+  });
+
+  test.each([
+    ['Y', true, 'auto', 'io_uring'],
+    ['Y', true, 'off', '/dev/fuse'],
+    ['Y', false, 'auto', '/dev/fuse'],
+    ['N', true, 'auto', '/dev/fuse'],
+    [undefined, true, 'auto', '/dev/fuse'],
+    ['Y', true, 'on', 'io_uring'],
+    ['N', true, 'on', 'none'],
+  ] as const)('parameter %p, io_uring allowed %p, --io-uring=%s: the session is %s', (uringParameter, ioUring, wanted, session) => {
+    const machine: Machine = { ...healthy, uringParameter, probe: { fuseMinor: 38, ioUring, memfdSeals: true } };
+    expect(sessionOf(machine, wanted).session).toBe(session);
   });
 
   test('RDMA devices are named with their state', () => {

@@ -39,8 +39,9 @@ export class MemoryNative implements NativeMount {
   private nextHandle = 0x7f00_0000_1000;
   private isClosed = false;
 
-  start(): void {
+  start(): { session: '/dev/fuse'; ioUringRefused: string } {
     this.log.push('start');
+    return { session: '/dev/fuse', ioUringRefused: '' };
   }
   reply(id: number, errno: number, body?: Uint8Array): void {
     this.settle(this.replies, id, errno, body);

@@ -1,0 +1,16 @@
+// ① FUSE_INIT: the kernel's first request, answered before there is anybody to serve another.
+#pragma once
+
+#include <string>
+
+namespace extmem::fuse {
+
+struct Handshake {
+  std::string error;   ///< empty: the session has begun
+  bool uring = false;  ///< FUSE over io_uring was agreed on: nothing is answered until every queue has an entry
+};
+
+/// offer_uring: we have the rings for it. It is taken when the kernel offers it, too.
+Handshake shake_hands(int fd, bool offer_uring);
+
+}  // namespace extmem::fuse
