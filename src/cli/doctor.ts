@@ -160,7 +160,8 @@ function examineUring({ uringParameter, probe }: Machine): Finding {
       name,
       verdict: 'ok',
       value: 'the kernel has it, and it is switched off',
-      advice: 'echo Y | sudo tee /sys/module/fuse/parameters/enable_uring   (until the next boot; for good: the kernel parameter fuse.enable_uring=Y)',
+      advice:
+        'echo Y | sudo tee /sys/module/fuse/parameters/enable_uring   (until the next boot; for good: the kernel parameter fuse.enable_uring=Y)',
     };
   }
   if (typeof probe !== 'string' && !probe.ioUring) {
