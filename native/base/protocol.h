@@ -56,6 +56,9 @@ inline constexpr uint32_t kLeaseMs = 4000;
 /// A delegation holder that has not answered a recall by then is fenced.
 inline constexpr uint32_t kRecallTimeoutMs = 4000;
 
+/// Largest range that one populate asks for.
+inline constexpr uint32_t kMaxPopulateBytes = 4194304;
+
 /// Smallest region a mount is provisioned with.
 inline constexpr uint32_t kSlabRegionBytes = 67108864;
 
@@ -71,6 +74,7 @@ enum class Op : uint8_t {
   put_record = 8,
   remove_record = 9,
   shm_descriptor = 10,
+  populate = 11,
 };
 
 /// Outcome of a data-plane operation.
@@ -110,7 +114,7 @@ enum class Delegation : uint8_t {
 };
 
 #pragma pack(push, 1)
-/// Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; compare_swap: operand is the expected value and the payload (8 bytes) the new one.
+/// Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; compare_swap: operand is the expected value and the payload (8 bytes) the new one.
 struct RequestHeader {
   uint32_t magic;
   uint8_t op;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "base/resident.h"
+
 namespace extmem::cache {
 
 namespace {
@@ -35,8 +37,8 @@ uint32_t FramePool::allocate() {
   uint32_t index = free_head_;
   if (index != 0) {
     free_head_ = frames_[index].next;
-  } else if (untouched_ < frame_count_) {
-    index = untouched_++;
+  } else {
+    index = take_untouched();
   }
   lock_.unlock();
   if (index == 0) return 0;
@@ -47,6 +49,17 @@ uint32_t FramePool::allocate() {
   frame.next = frame.previous = 0;
   frame.references.store(1, std::memory_order_relaxed);
   return index;
+}
+
+/// 0: all are in use, or there is no memory for more of them now. Then those that are there must do.
+uint32_t FramePool::take_untouched() {
+  if (untouched_ == frame_count_) return 0;
+  if (untouched_ == populated_) {
+    const uint32_t step = std::min(kPopulateStep, frame_count_ - populated_);
+    if (!populate(data(populated_), step * kPageBytes)) return 0;
+    populated_ += step;
+  }
+  return untouched_++;
 }
 
 void FramePool::release(uint32_t index) {

@@ -74,7 +74,10 @@ class FramePool {
     uint32_t count = 0;
   };
   static constexpr int kScanLimit = 128;
+  /// So many frames get their memory at once.
+  static constexpr uint32_t kPopulateStep = 64;
   uint32_t scan_victim();
+  uint32_t take_untouched();
   void push(List& list, uint32_t index, End end);
   void remove(List& list, uint32_t index);
   List& list_of(const Frame& frame) {
@@ -88,7 +91,8 @@ class FramePool {
   List probation_;
   List protected_;
   uint32_t free_head_ = 0;
-  uint32_t untouched_ = 1;  // frames from here on were never used: the memory behind them is not populated
+  uint32_t untouched_ = 1;  // frames from here on were never used
+  uint32_t populated_ = 1;  // frames from here on have no memory yet
   std::atomic<uint32_t> free_count_;
 };
 

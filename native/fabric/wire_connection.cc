@@ -66,6 +66,7 @@ WireConnection::Unfinished WireConnection::release() {
   }
   for (auto& [region, attachment] : attachments_) {
     while (!attachment.parked.empty()) unfinished.untouched.push(attachment.parked.pop());
+    while (!attachment.populating.empty()) unfinished.untouched.push(attachment.populating.pop());
   }
   return unfinished;
 }
@@ -153,6 +154,15 @@ WireConnection::Attachment& WireConnection::attach(Region& region, uint64_t dead
 void WireConnection::request_descriptor(Region& region, uint64_t deadline_ns) {
   attach(region, deadline_ns);
   enqueue(take_slot(Op::shm_descriptor, &region, deadline_ns));
+  flush();
+}
+
+void WireConnection::request_memory(Region& region, uint64_t offset, uint64_t bytes, uint64_t deadline_ns) {
+  attach(region, deadline_ns);
+  Slot& slot = take_slot(Op::populate, &region, deadline_ns);
+  slot.header.offset = offset;
+  slot.header.operand = bytes;
+  enqueue(slot);
   flush();
 }
 

@@ -81,7 +81,8 @@ class WireConnection : public ReadyHandler, public Poller {
     // Of the shm transport:
     bool socket_only = false;
     bool fetching = false;
-    OperationList parked;
+    OperationList parked;      // until the descriptor is there
+    OperationList populating;  // until their ranges have memory; asked for and answered in this order
   };
   struct Slot {
     protocol::RequestHeader header{};
@@ -98,9 +99,11 @@ class WireConnection : public ReadyHandler, public Poller {
   void start(UniqueFd fd, bool connected, uint64_t deadline_ns);
   virtual ssize_t receive_message(msghdr& message);
   virtual void on_descriptor_reply(Region&, Status) {}
+  virtual void on_populate_reply(Region&) {}
   virtual bool has_heartbeat() const { return true; }
   Attachment& attach(Region& region, uint64_t deadline_ns);
   void request_descriptor(Region& region, uint64_t deadline_ns);
+  void request_memory(Region& region, uint64_t offset, uint64_t bytes, uint64_t deadline_ns);
   /// Another operation waits for the descriptor that was asked for, and less long.
   void hasten_descriptor(Region& region, uint64_t deadline_ns);
   void flush();

@@ -217,6 +217,8 @@ void WireConnection::finish_slot(Slot& slot, const ReplyHeader& reply) {
     attachment.refusal = status;
   } else if (op == Op::shm_descriptor) {
     on_descriptor_reply(*region, status);
+  } else if (op == Op::populate) {
+    on_populate_reply(*region);
   }
 }
 

@@ -20,6 +20,8 @@ class Channel;
 struct RingEntry;
 
 inline constexpr size_t kMaxWriteBytes = protocol::kMaxIoBytes;
+/// Of a channel: that many requests with a full payload are served without asking for memory.
+inline constexpr unsigned kResidentBuffers = 4;
 
 /// Whom to answer.
 struct Ticket {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/resident.h"
 #include "fuse/opcode_table.h"
 #include "fuse/session.h"
 #include "fuse/worker.h"
@@ -29,6 +30,10 @@ RequestBuffer::~RequestBuffer() {
 DeviceChannel::~DeviceChannel() { ::close(fd_); }
 
 int DeviceChannel::open() {
+  for (size_t index = 0; index < kResidentBuffers; ++index) {
+    buffers_.emplace_back(new std::byte[kRequestBufferBytes]);
+    keep_resident(buffers_.back().get(), kRequestBufferBytes);
+  }
   worker_.reactor().watch(fd_, EPOLLIN, *this);
   return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
+#include "base/resident.h"
 #include "fuse/opcode_table.h"
 #include "fuse/worker.h"
 
@@ -93,6 +94,7 @@ bool UringChannel::add_entries(uint16_t index) {
     entry.payload = batch->payloads + number * kMaxWriteBytes;
     entry.places[0] = {&entry.header, sizeof entry.header};
     entry.places[1] = {entry.payload, kMaxWriteBytes};
+    if (batches_.empty() && number < kResidentBuffers) keep_resident(entry.payload, kMaxWriteBytes);
     submit(entry, FUSE_IO_URING_CMD_REGISTER);
   }
   queues_[index].with_kernel += kBatchEntries;

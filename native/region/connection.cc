@@ -253,6 +253,7 @@ Connection::Step Connection::take_request() {
     case Op::detach:
     case Op::fetch_add:
     case Op::remove_record:
+    case Op::populate:
       return serve_simple(header);
   }
   return begin_payload(header, Status::bad_request);
@@ -283,17 +284,26 @@ Connection::Step Connection::serve_read(const RequestHeader& header) {
   return Step::done;
 }
 
+std::optional<Outcome> Connection::operate(Region& region, const RequestHeader& header) {
+  switch (static_cast<Op>(header.op)) {
+    case Op::fetch_add:
+      return region.fetch_add(header.offset, header.operand);
+    case Op::populate:
+      if (header.operand > protocol::kMaxPopulateBytes) return Outcome{.status = Status::bad_request};
+      return region.populate(header.offset, header.operand);
+    default:
+      return region.remove_record(header.operand);
+  }
+}
+
 Connection::Step Connection::serve_simple(const RequestHeader& header) {
   if (header.length != 0) return begin_payload(header, Status::bad_request);
   Attached* attached = nullptr;
   std::optional<Outcome> outcome = Outcome{};
   const auto op = static_cast<Op>(header.op);
-  if (op == Op::fetch_add || op == Op::remove_record) {
+  if (op == Op::fetch_add || op == Op::remove_record || op == Op::populate) {
     outcome->status = authorize(header, op == Op::fetch_add ? kRead | kWrite : kWrite, attached);
-    if (outcome->status == Status::ok) {
-      outcome = op == Op::fetch_add ? attached->region->fetch_add(header.offset, header.operand)
-                                    : attached->region->remove_record(header.operand);
-    }
+    if (outcome->status == Status::ok) outcome = operate(*attached->region, header);
   } else if (op == Op::detach) {
     last_ = nullptr;
     attached_.erase(header.region);

@@ -77,6 +77,7 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   Step take_request();
   Step serve_read(const protocol::RequestHeader& header);
   Step serve_simple(const protocol::RequestHeader& header);
+  static std::optional<Outcome> operate(Region& region, const protocol::RequestHeader& header);
   Step serve_attach(const protocol::RequestHeader& header);
   Step serve_compare_swap(const protocol::RequestHeader& header);
   Step serve_descriptor(const protocol::RequestHeader& header);

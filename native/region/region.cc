@@ -216,6 +216,17 @@ uint64_t Region::resident_bytes() const {
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 
+std::optional<Outcome> Region::populate(uint64_t offset, uint64_t bytes) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  if (Status status = check_range(offset, bytes); status != Status::ok) return outcome(status);
+  if (thin_) return outcome(Status::denied);
+  if (bytes == 0 ||
+      fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0)
+    return outcome(Status::ok);
+  return outcome(errno == ENOSPC || errno == ENOMEM ? Status::no_space : Status::not_present);
+}
+
 std::optional<Outcome> Region::fetch_add(uint64_t offset, uint64_t addend) {
   return update_word(offset, addend, nullptr);
 }

@@ -52,6 +52,9 @@ class Region {
   std::optional<Outcome> check_write(uint64_t offset, uint64_t bytes);
   std::optional<Outcome> read(uint64_t offset, std::span<uint8_t> into);
   std::optional<Outcome> write(uint64_t offset, std::span<const uint8_t> data);
+  /// Takes memory for a range, so that it is ours whoever writes there. Not of a thin region, whose memory is counted
+  /// by its writes.
+  std::optional<Outcome> populate(uint64_t offset, uint64_t bytes);
   std::optional<Outcome> fetch_add(uint64_t offset, uint64_t addend);
   std::optional<Outcome> compare_swap(uint64_t offset, uint64_t expected, uint64_t desired);
   /// Sends up to `bytes` from `offset` on to the socket; answers what sendfile(2) did (errno kept), 0 if the region is

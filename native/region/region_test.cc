@@ -66,6 +66,25 @@ TEST_CASE("a thin region counts what is resident, holes and rewrites told apart"
   CHECK(account.reserved() == 4096);
 }
 
+TEST_CASE(
+    "populating takes memory for a range, keeps what is there, and is refused where memory is counted by writes") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = 4 * kMiB, .thin = false});
+  CHECK(region->write(8192, bytes_of(4096, 7))->status == Status::ok);
+  CHECK(region->populate(0, kMiB)->status == Status::ok);
+  CHECK(region->resident_bytes() == kMiB);
+  std::vector<uint8_t> found(12288);
+  CHECK(region->read(4096, found)->status == Status::ok);
+  CHECK(std::count(found.begin(), found.end(), 7) == 4096);
+  CHECK(std::count(found.begin(), found.end(), 0) == 8192);
+  CHECK(region->populate(3 * kMiB, 2 * kMiB)->status == Status::out_of_range);
+  CHECK(region->populate(UINT64_MAX - 4095, 8192)->status == Status::out_of_range);
+  CHECK(region->info().bytes == 4 * kMiB);
+  auto thin = make(account, {.id = 2, .bytes = 4 * kMiB, .thin = true});
+  CHECK(thin->populate(0, kMiB)->status == Status::denied);
+  CHECK(thin->resident_bytes() == 0);
+}
+
 TEST_CASE("revoking moves the bytes, empties the old memfd and leaves holes holes") {
   MemoryAccount account(256 * kMiB);
   auto region = make(account, {.id = 1, .bytes = 200 * kMiB, .thin = false});

@@ -32,6 +32,8 @@ export const HEARTBEAT_MS = 1000;
 export const LEASE_MS = 4000;
 /** A delegation holder that has not answered a recall by then is fenced. */
 export const RECALL_TIMEOUT_MS = 4000;
+/** Largest range that one populate asks for. */
+export const MAX_POPULATE_BYTES = 4194304;
 /** Smallest region a mount is provisioned with. */
 export const SLAB_REGION_BYTES = 67108864;
 
@@ -47,6 +49,7 @@ export const Op = {
   putRecord: 8,
   removeRecord: 9,
   shmDescriptor: 10,
+  populate: 11,
 } as const;
 export type Op = (typeof Op)[keyof typeof Op];
 
@@ -90,7 +93,7 @@ export const Delegation = {
 } as const;
 export type Delegation = (typeof Delegation)[keyof typeof Delegation];
 
-/** Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; compare_swap: operand is the expected value and the payload (8 bytes) the new one. */
+/** Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; compare_swap: operand is the expected value and the payload (8 bytes) the new one. */
 export interface RequestHeader {
   magic: number;
   op: number;

@@ -10,7 +10,7 @@ import type { ExitCode } from './exit.js';
 import type { SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
-const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'ioUring', 'transport', 'name'] as const;
+const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'ioUring', 'memoryCgroup', 'transport', 'name'] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -31,6 +31,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
         'readAhead',
         'threads',
         'ioUring',
+        'memoryCgroup',
         'transport',
         'mountPoint',
         'logLevel',

@@ -11,6 +11,7 @@ import { runRole, type Running } from './daemon.js';
 import { runtimeFolder, serveOnHttp, type Endpoint, type Listening } from './endpoint.js';
 import { UsageError, type ExitCode } from './exit.js';
 import type { Invocation } from './invocation.js';
+import { leaveLimitedMemoryCgroup } from './memory_cgroup.js';
 import { renderMetrics } from './metrics.js';
 import { prepareMountPoint } from './mount_point.js';
 import { printWarning } from './output.js';
@@ -129,6 +130,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
   const { settings } = call;
   const access = managerAccess(settings);
   const mountPoint = await prepareMountPoint(path, { create: call.has('mkdir'), warn: printWarning });
+  const left = settings.required('memoryCgroup') === 'leave' ? leaveLimitedMemoryCgroup(printWarning) : undefined;
   const cacheBytes = settings.required('cache');
   const [{ mountFileSystem }, { metricsOf }] = await Promise.all([import('../fs/mount.js'), import('../fs/mount_control.js')]);
   const mount = await mountFileSystem({
@@ -149,7 +151,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
   const endpoint: Endpoint = { metrics: () => metricsOf(mount.statistics(), mountPoint), unhealthy: () => mount.unhealthy() };
   const http = await openHttp(settings.optional('http'), endpoint, () => mount.unmount());
   return {
-    facts: { mountPoint, manager: access.url, cacheBytes },
+    facts: { mountPoint, manager: access.url, cacheBytes, ...(left === undefined ? {} : { leftMemoryCgroup: left.path }) },
     banner: `${mountPoint} is mounted (manager ${access.url}, cache ${formatSize(cacheBytes)}). Ctrl-C or 'extmem umount ${mountPoint}' unmounts.`,
     ended: mount.ended,
     close: async () => {

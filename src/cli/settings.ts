@@ -101,6 +101,13 @@ export const settings = {
     'FUSE over io_uring: auto (where the kernel has it switched on), on or off',
     'auto',
   ),
+  memoryCgroup: setting(
+    '--memory-cgroup <what>',
+    'EXTMEM_MEMORY_CGROUP',
+    oneOf('leave', 'stay'),
+    'a limited memory cgroup (of version 1): leave it, so that applications in it cannot stall the mount, or stay',
+    'leave',
+  ),
   layout: setting(
     '--layout <name>',
     'EXTMEM_LAYOUT',

@@ -116,7 +116,12 @@ export class TestCluster {
     ]);
   }
 
-  async startMount(name: string, ...flags: string[]): Promise<MountRole> {
+  startMount(name: string, ...flags: string[]): Promise<MountRole> {
+    return this.startMountWith([], name, ...flags);
+  }
+
+  /** The same behind a command that runs another, as `nice` does. */
+  async startMountWith(runner: readonly string[], name: string, ...flags: string[]): Promise<MountRole> {
     const mountPoint = join(this.folder, name);
     if (!this.mountPoints().includes(mountPoint)) mkdirSync(mountPoint, { recursive: true }); // else: of a mount that was killed
     const parameters = [
@@ -130,7 +135,7 @@ export class TestCluster {
       '--transport',
       this.options.transport ?? 'auto',
     ];
-    const role = await this.spawnRole(name, [...parameters, ...flags, mountPoint]);
+    const role = await this.spawnRole(name, [...parameters, ...flags, mountPoint], runner);
     return Object.assign(role, { mountPoint, path: (inner: string) => join(mountPoint, inner) });
   }
 
@@ -206,8 +211,9 @@ export class TestCluster {
     return places.filter((where) => where.startsWith(this.folder));
   }
 
-  private async spawnRole(name: string, parameters: string[]): Promise<Role> {
-    const child = spawn(process.execPath, [cli, ...parameters, '--json'], { env: this.environment, stdio: ['ignore', 'pipe', 'pipe'] });
+  private async spawnRole(name: string, parameters: string[], runner: readonly string[] = []): Promise<Role> {
+    const [program = '', ...rest] = [...runner, process.execPath, cli, ...parameters, '--json'];
+    const child = spawn(program, rest, { env: this.environment, stdio: ['ignore', 'pipe', 'pipe'] });
     let text = '';
     let log = '';
     const exited = new Promise<number | string>((resolve) => child.once('exit', (code, signal) => resolve(signal ?? code ?? -1)));

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -18,12 +19,29 @@ namespace {
 /// looked whether the appliance still lives.
 constexpr uint64_t kLookNs = 1'000'000;
 constexpr size_t kMaxReceived = 16;
-/// In Operation::wire_id: its descriptor was asked for anew.
+/// Bits of Operation::wire_id: its descriptor was asked for anew; memory for it was asked for.
 constexpr uint64_t kAskedAgain = 1;
+constexpr uint64_t kPopulated = 2;
+/// A write of so much is likely to go on: memory is taken for what follows too.
+constexpr uint32_t kStreamBytes = 256 * 1024;
+constexpr uint64_t kStreamStepBytes = 2 * 1024 * 1024;
+constexpr uint64_t kSmallStepBytes = 64 * 1024;
+static_assert(protocol::kMaxIoBytes <= kStreamStepBytes && 2 * kStreamStepBytes <= protocol::kMaxPopulateBytes);
+
+/// struct cachestat of <linux/mman.h>, which Debian 12's headers do not have.
+struct CacheStat {
+  uint64_t cached, dirty, writeback, evicted, recently_evicted;
+};
+struct CacheStatRange {
+  uint64_t offset, bytes;
+};
+constexpr long kSysCachestat = 451;
 
 /// Exchanges what a number refers to; the kernel does it atomically for threads that are using it. The raw system
 /// call, because thread sanitizer takes the exchange for a close.
 void exchange_descriptor(int with, int number) { syscall(SYS_dup3, with, number, O_CLOEXEC); }
+
+uint64_t region_end(Region& region) { return std::atomic_ref(region.bytes).load(std::memory_order_relaxed); }
 
 /// Fails every read and write with EBADF.
 int hollow_descriptor() {
@@ -53,23 +71,52 @@ void ShmConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) {
   if (!direct || hung_up(operation.started_ns)) return WireConnection::submit(operation, attempt_deadline_ns);
   Region& region = *operation.region;
   const int fd = region.shm_fd.load(std::memory_order_acquire);
+  if (fd >= 0 && lacks_memory(operation, fd)) return populate_first(operation, attempt_deadline_ns);
   if (fd >= 0 && transfer(operation)) return owner_.finish(operation, Status::ok);
   // The region moved, was freed, is out of range, or has not been lent to us yet.
   Attachment& attachment = attachments_[&region];
-  if (attachment.socket_only || operation.wire_id == kAskedAgain) {
+  if (attachment.socket_only || (operation.wire_id & kAskedAgain) != 0) {
     return WireConnection::submit(operation, attempt_deadline_ns);
   }
-  operation.wire_id = kAskedAgain;
+  operation.wire_id |= kAskedAgain;
   attachment.parked.push(operation);
   if (attachment.fetching) return hasten_descriptor(region, attempt_deadline_ns);
   attachment.fetching = true;
   request_descriptor(region, attempt_deadline_ns);
 }
 
+/// Memory that a write takes is charged to who writes, and would be our memory cgroup's: only the appliance knows what
+/// it may give. Kernels before 6.5 cannot tell, and charge us.
+bool ShmConnection::lacks_memory(const Operation& operation, int fd) {
+  if (operation.op != Op::write || (operation.wire_id & kPopulated) != 0) return false;
+  const uint64_t first = operation.offset / protocol::kPageBytes;
+  const uint64_t end = (operation.offset + operation.bytes - 1) / protocol::kPageBytes + 1;
+  CacheStatRange range{first * protocol::kPageBytes, (end - first) * protocol::kPageBytes};
+  CacheStat found{};
+  if (syscall(kSysCachestat, fd, &range, &found, 0) != 0) return false;
+  return found.cached + found.evicted < end - first;
+}
+
+void ShmConnection::populate_first(Operation& operation, uint64_t attempt_deadline_ns) {
+  Region& region = *operation.region;
+  const uint64_t step = operation.bytes >= kStreamBytes ? kStreamStepBytes : kSmallStepBytes;
+  const uint64_t begin = operation.offset / step * step;
+  const uint64_t wanted = (operation.offset + operation.bytes + step - 1) / step * step;
+  const uint64_t end = std::min(wanted, region_end(region));
+  operation.wire_id |= kPopulated;
+  attachments_[&region].populating.push(operation);
+  request_memory(region, begin, end - begin, attempt_deadline_ns);
+}
+
+void ShmConnection::on_populate_reply(Region& region) {
+  // Whatever the answer was: without memory the write itself is told why.
+  owner_.resubmit(attachments_[&region].populating.pop());
+}
+
 /// A page is replaced as a whole by pwrite, and a cut memfd reads short instead of raising SIGBUS.
 bool ShmConnection::transfer(Operation& operation) {
   Region& region = *operation.region;
-  const uint64_t end = std::atomic_ref(region.bytes).load(std::memory_order_relaxed);
+  const uint64_t end = region_end(region);
   // Checked here too: a write across the end would otherwise be done in part.
   if (operation.offset > end || operation.bytes > end - operation.offset) return false;
   const int fd = region.shm_fd.load(std::memory_order_acquire);
@@ -130,8 +177,8 @@ void ShmConnection::on_descriptor_reply(Region& region, Status status) {
   OperationList parked = attachment.parked.take();
   while (!parked.empty()) {
     Operation& operation = parked.pop();
-    const bool lent = region.shm_fd.load(std::memory_order_acquire) >= 0;
-    if (state_ == State::ready && lent && transfer(operation)) {
+    const int lent = region.shm_fd.load(std::memory_order_acquire);
+    if (state_ == State::ready && lent >= 0 && !lacks_memory(operation, lent) && transfer(operation)) {
       owner_.finish(operation, Status::ok);
     } else {
       owner_.resubmit(operation);

@@ -29,8 +29,11 @@ class ShmConnection final : public WireConnection {
  private:
   ssize_t receive_message(msghdr& message) override;
   void on_descriptor_reply(Region& region, Status status) override;
+  void on_populate_reply(Region& region) override;
   bool has_heartbeat() const override { return false; }  // the socket hangs up when the appliance dies
   bool transfer(Operation& operation);
+  static bool lacks_memory(const Operation& operation, int fd);
+  void populate_first(Operation& operation, uint64_t attempt_deadline_ns);
   bool hung_up(uint64_t now);
   void install(Region& region, UniqueFd fd);
 

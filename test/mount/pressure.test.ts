@@ -1,0 +1,108 @@
+/**
+ * Memory is short: the application, and the mount that serves it, run in memory cgroups a fraction of what is worked on, apart or
+ * together. Everything finishes, right to the byte, nobody is killed for memory, and nothing stalls (C10).
+ */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { LIMIT_MS } from './bad_days.js';
+import { MemoryCgroup } from './cgroup.js';
+import { succeed, TestCluster } from './cluster.js';
+
+const MIB = 1 << 20;
+const CACHE = 16 * MIB;
+/** Of the application; and beside its cache, what a mount may need (node, code, connections). */
+const APPLICATION = 24 * MIB;
+const MOUNT = CACHE + 150 * MIB;
+const WORKING_SET = 4 * (APPLICATION + CACHE);
+
+/** Writes every page of a shared mapping in random order, then reads all of them; prints the longest single access in ms. */
+const SHARED_WRITER = `
+import mmap, os, random, sys, time
+path, size, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+PAGE = 4096
+fd = os.open(path, os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(fd, 0, size)
+mapping = mmap.mmap(fd, size)
+pages = list(range(size // PAGE))
+random.Random(seed).shuffle(pages)
+longest = 0
+def content(page, version): return (page * 2654435761 + version * seed & 0xffffffffffff).to_bytes(8, 'little') * (PAGE // 8)
+def timed(access, *parameters):
+    global longest
+    begun = time.monotonic()
+    result = access(*parameters)
+    longest = max(longest, time.monotonic() - begun)
+    return result
+def store(page, version): mapping[page * PAGE : (page + 1) * PAGE] = content(page, version)
+def load(page): return mapping[page * PAGE : (page + 1) * PAGE]
+for page in pages: timed(store, page, 1)
+for page in pages[: len(pages) // 2]:
+    assert timed(load, page) == content(page, 1), f'page {page}: not what was written'
+    timed(store, page, 2)
+mapping.flush()
+for index, page in enumerate(pages):
+    assert timed(load, page) == content(page, 2 if index < len(pages) // 2 else 1), f'page {page}: not what was written'
+print(round(longest * 1000))
+`;
+
+describe.each([
+  ['tcp', 'apart'],
+  ['shm', 'apart'],
+  ['tcp', 'together'],
+  ['shm', 'together'],
+] as const)('over %s, application and mount %s', (transport, how) => {
+  const cluster = new TestCluster({ transport, cache: `${CACHE}`, memory: '512M' });
+  let application: MemoryCgroup;
+  let mount: MemoryCgroup;
+
+  beforeAll(async () => {
+    mount = MemoryCgroup.create('mount', how === 'apart' ? MOUNT : MOUNT + APPLICATION);
+    application = how === 'apart' ? MemoryCgroup.create('application', APPLICATION) : mount;
+    await cluster.start(0);
+    await cluster.startMountWith(mount.runner(), 'm1', '--memory-cgroup', how === 'apart' ? 'stay' : 'leave');
+  });
+  afterEach(() => expect([application.oomKills, mount.oomKills]).toEqual([0, 0]));
+  afterAll(async () => {
+    await cluster.stop();
+    for (const cgroup of new Set([mount, application])) cgroup.remove();
+  });
+
+  const inside = (...command: string[]): Promise<string> => {
+    const [program, ...parameters] = [...application.runner(), ...command];
+    return succeed(program ?? '', parameters);
+  };
+
+  test('stores through a shared mapping of four times the memory', async () => {
+    const longest = await inside('python3', '-c', SHARED_WRITER, cluster.mount().path('mapped'), String(WORKING_SET), '7');
+    expect(Number(longest)).toBeLessThan(LIMIT_MS);
+  }, 180_000);
+
+  test('buffered writers, verified by fio', async () => {
+    await inside(
+      'fio',
+      '--name=verify',
+      `--directory=${cluster.mount().mountPoint}`,
+      '--ioengine=psync',
+      '--rw=randwrite',
+      '--bs=16k',
+      '--numjobs=2',
+      `--size=${WORKING_SET / 2}`,
+      '--verify=crc32c',
+      '--verify_fatal=1',
+      '--group_reporting',
+      '--max_latency=5s',
+      '--fallocate=none',
+      '--verify_state_save=0',
+    );
+  }, 180_000);
+
+  test('a database that is larger than memory', async () => {
+    const database = cluster.mount().path('database');
+    const rows = WORKING_SET / 2 / 1024;
+    const made = `PRAGMA cache_size=-2000; CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${rows}) INSERT INTO t SELECT i, zeroblob(1000) || i FROM n;`;
+    await inside('sqlite3', '-bail', database, made);
+    await inside('sqlite3', '-bail', database, `UPDATE t SET v = k || v WHERE k % 7 = 0;`);
+    const checked = await inside('sqlite3', '-bail', database, `PRAGMA integrity_check; SELECT count(*), sum(length(v)) FROM t;`);
+    expect(checked.trim().split('\n')[0]).toBe('ok');
+    expect(checked).toMatch(new RegExp(`^${rows}\\|`, 'm'));
+  }, 180_000);
+});
