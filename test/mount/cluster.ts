@@ -212,7 +212,7 @@ export class TestCluster {
   }
 
   private async spawnRole(name: string, parameters: string[], runner: readonly string[] = []): Promise<Role> {
-    const [program = '', ...rest] = [...runner, process.execPath, cli, ...parameters, '--json'];
+    const [program, ...rest] = [...runner, process.execPath, cli, ...parameters, '--json'];
     const child = spawn(program, rest, { env: this.environment, stdio: ['ignore', 'pipe', 'pipe'] });
     let text = '';
     let log = '';
