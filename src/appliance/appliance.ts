@@ -293,7 +293,7 @@ class Member implements Appliance {
       createRegion: on((server, { region, bytes, thin }) => (server.createRegion(region, bytes, thin), done)),
       resizeRegion: on((server, { region, bytes }) => (server.resizeRegion(region, bytes), done)),
       destroyRegions: on((server, { regions }) => {
-        for (const region of regions) destroyIfThere(server, region);
+        for (const region of regions) ifThere(() => server.destroyRegion(region));
         return done;
       }),
       punch: on((server, { pieces }) => {
@@ -303,15 +303,18 @@ class Member implements Appliance {
       fence: on((server, { client, generation }) => server.fenceClient(client, generation).then(() => done)),
       listRegions: on((server) => ({ regions: server.listRegions() })),
       listRecords: on((server) => ({ records: server.listRecords() })),
-      removeRecord: on((server, { region, ino }) => (server.removeRecord(region, ino), done)),
+      removeRecords: on((server, { records }) => {
+        for (const { region, ino } of records) ifThere(() => server.removeRecord(region, ino));
+        return done;
+      }),
     };
   }
 }
 
-/** Asked again after a lost answer, a destruction finds nothing: that is what was wanted. */
-function destroyIfThere(server: RegionServer, region: number): void {
+/** Asked again after a lost answer, a removal finds nothing: that is what was wanted. */
+function ifThere(remove: () => void): void {
   try {
-    server.destroyRegion(region);
+    remove();
   } catch (error) {
     if (toExtmemError(error).code !== 'ENOENT') throw error;
   }

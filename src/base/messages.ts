@@ -157,6 +157,7 @@ export const clientOperations = {
     Type.Object({ ino: Id, cookie: Bytes, limit: Type.Integer({ minimum: 1, maximum: 4096 }) }),
     Type.Object({ entries: Type.Array(DirectoryEntry), end: Type.Boolean() }),
   ),
+  /** `parents` here and below: the directories that were changed, as they are now. */
   /** Makes a name. With `open`, a file is opened for writing in the same step. `exclusive`: EEXIST if there; otherwise what is there is answered. */
   create: operation(
     Type.Object({
@@ -171,11 +172,14 @@ export const clientOperations = {
       open: Type.Boolean(),
       exclusive: Type.Boolean(),
     }),
-    Type.Object({ attr: Attr, grant: Type.Optional(FileGrant) }),
+    Type.Object({ attr: Attr, parents: Type.Array(Attr), grant: Type.Optional(FileGrant) }),
   ),
-  link: operation(Type.Object({ ino: Id, newParent: Id, newName: Name }), Type.Object({ attr: Attr })),
+  link: operation(Type.Object({ ino: Id, newParent: Id, newName: Name }), Type.Object({ attr: Attr, parents: Type.Array(Attr) })),
   /** directory: rmdir. Answers the inode's remaining attributes (nlink 0: it lives until its last holder releases it). */
-  unlink: operation(Type.Object({ parent: Id, name: Name, directory: Type.Boolean() }), Type.Object({ attr: Attr })),
+  unlink: operation(
+    Type.Object({ parent: Id, name: Name, directory: Type.Boolean() }),
+    Type.Object({ attr: Attr, parents: Type.Array(Attr) }),
+  ),
   /** exchange and noReplace as in renameat2(2). `replaced`: the inode that lost this name. */
   rename: operation(
     Type.Object({
@@ -186,7 +190,7 @@ export const clientOperations = {
       noReplace: Type.Boolean(),
       exchange: Type.Boolean(),
     }),
-    Type.Object({ replaced: Type.Optional(Attr), moved: Attr }),
+    Type.Object({ replaced: Type.Optional(Attr), moved: Attr, parents: Type.Array(Attr) }),
   ),
   getxattrs: operation(Type.Object({ ino: Id }), Type.Object({ xattrs: Type.Record(Type.String(), Blob) })),
   /** value absent: removed (ENODATA if it was not there). create / replace as in setxattr(2). */
@@ -306,7 +310,8 @@ export const appliancePushes = {
   fence: operation(Type.Object({ client: Id, generation: Type.Integer() }), Empty),
   listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),
   listRecords: operation(Empty, Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id, record: Blob })) })),
-  removeRecord: operation(Type.Object({ region: Id, ino: Id }), Empty),
+  /** Those that are not there are no error. */
+  removeRecords: operation(Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id })) }), Empty),
 } as const;
 
 export type Operations = Record<string, { ask: TSchema; answer: TSchema }>;

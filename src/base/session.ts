@@ -1,7 +1,9 @@
 /**
  * A session: symmetric, typed requests over one WebSocket, used between clients, appliances and the manager.
  *
- * Frames are MessagePack arrays: [0, id, op, ask] a request, [1, id, answer] its answer, [2, id, code, message] its failure.
+ * Frames are MessagePack arrays: [0, id, op, ask] a request, [1, id, answer] its answer, [2, id, code, message] its failure. A
+ * message is one or more of them: those of one turn of the event loop travel together (a message costs 60 to 100 µs of CPU at
+ * both ends together, a frame in it a few).
  * Both directions are checked against the table of operations, when sent and when received.
  *
  * Invariants:
@@ -21,6 +23,8 @@ import { HEARTBEAT_MS } from './protocol.js';
 import type { Answer, Ask, Operations } from './messages.js';
 
 export const MAX_FRAME_BYTES = 64 * 1024 * 1024;
+/** Frames are joined to messages of about that size. */
+const JOINED_BYTES = 1024 * 1024;
 export const CALL_TIMEOUT_MS = 5000;
 /** Of each direction; a peer that has more under way is answered EBUSY. */
 const MAX_IN_FLIGHT = 16384;
@@ -81,6 +85,8 @@ export interface SessionSocket {
   terminate(): void;
 }
 
+type Frame = [kind: number, id: number, third: unknown, fourth?: unknown];
+
 interface PendingCall {
   op: string;
   resolve(value: unknown): void;
@@ -106,6 +112,9 @@ export class Session<Out extends Operations, In extends Operations> {
   /** Requests that wait for the turn of the event loop after the answers that came before them. */
   private deferred: [number, string, unknown][] = [];
   private answeredThisTurn = false;
+  /** Frames of this turn that are not sent yet. */
+  private outgoing: Uint8Array[] = [];
+  private outgoingBytes = 0;
 
   constructor(
     private readonly socket: SessionSocket,
@@ -158,6 +167,7 @@ export class Session<Out extends Operations, In extends Operations> {
   /** Idempotent. Pending calls are settled at once, with ECLOSED. */
   close(why = 'closed here'): void {
     if (this.failure !== undefined) return;
+    this.flush();
     this.finish(new SessionFailure('closed', 'ECLOSED', `session: ${why}`));
     this.socket.close(1000, why.slice(0, 120));
     setTimeout(() => this.socket.terminate(), CLOSE_GRACE_MS).unref();
@@ -172,13 +182,17 @@ export class Session<Out extends Operations, In extends Operations> {
   private receive(data: RawData, isBinary: boolean): void {
     if (this.failure !== undefined) return;
     this.lastReceivedAt = Date.now();
-    const frame = isBinary ? decodeFrame(data) : undefined;
-    if (frame === undefined) {
+    const frames = isBinary ? decodeFrames(data) : undefined;
+    if (frames === undefined) {
       const error = new ExtmemError('EPROTO', 'the peer sent something that is no frame of this protocol; the session ends');
       this.options.onError?.(error);
       return this.terminate(error.message);
     }
-    const [kind, id, third, fourth] = frame;
+    for (const frame of frames) this.take(frame);
+  }
+
+  private take([kind, id, third, fourth]: Frame): void {
+    if (this.failure !== undefined) return;
     if (kind === REQUEST) {
       if (this.answeredThisTurn) this.deferred.push([id, String(third), fourth]);
       else this.dispatch(id, String(third), fourth);
@@ -252,12 +266,25 @@ export class Session<Out extends Operations, In extends Operations> {
         return this.fail(frame[1] as number, 'EMSGSIZE', `a request of ${bytes.length} bytes is larger than ${MAX_FRAME_BYTES}`);
       return this.send([FAILURE, frame[1], 'EMSGSIZE', `an answer of ${bytes.length} bytes is larger than ${MAX_FRAME_BYTES}`]);
     }
-    this.socket.send(bytes, { binary: true });
+    // After everything that this turn's promises still set off.
+    if (this.outgoing.length === 0) queueMicrotask(() => process.nextTick(() => this.flush()));
+    this.outgoing.push(bytes);
+    this.outgoingBytes += bytes.length;
+    if (this.outgoingBytes >= JOINED_BYTES) this.flush();
+  }
+
+  private flush(): void {
+    const [first] = this.outgoing;
+    if (this.failure !== undefined || first === undefined) return;
+    const message = this.outgoing.length === 1 ? first : Buffer.concat(this.outgoing, this.outgoingBytes);
+    this.outgoing = [];
+    this.outgoingBytes = 0;
+    this.socket.send(message, { binary: true });
     if (this.socket.bufferedAmount > MAX_UNSENT_BYTES) this.terminate('the peer does not read what it is sent');
   }
 
   private settle(id: number, value: unknown): void {
-    const call = this.take(id);
+    const call = this.takeCall(id);
     if (call === undefined) return;
     const table = this.tables.out[call.op];
     const wrong = table === undefined ? 'unknown operation' : explain(table.answer, value);
@@ -266,15 +293,15 @@ export class Session<Out extends Operations, In extends Operations> {
   }
 
   private fail(id: number, code: string, message: string): void {
-    this.take(id)?.reject(new ExtmemError(code, message));
+    this.takeCall(id)?.reject(new ExtmemError(code, message));
   }
 
   private expire(id: number, timeoutMs: number): void {
-    const call = this.take(id);
+    const call = this.takeCall(id);
     call?.reject(new SessionFailure('timeout', 'EIO', `${call.op}: no answer within ${timeoutMs} ms`));
   }
 
-  private take(id: number): PendingCall | undefined {
+  private takeCall(id: number): PendingCall | undefined {
     const call = this.pending.get(id);
     if (call === undefined) return undefined;
     this.pending.delete(id);
@@ -297,8 +324,9 @@ export class Session<Out extends Operations, In extends Operations> {
     if (this.failure !== undefined) return;
     this.failure = reason;
     clearInterval(this.liveness);
-    for (const id of [...this.pending.keys()]) this.take(id)?.reject(reason);
+    for (const id of [...this.pending.keys()]) this.takeCall(id)?.reject(reason);
     this.deferred = [];
+    this.outgoing = [];
     this.ended(reason);
   }
 }
@@ -363,17 +391,20 @@ function explain(schema: TSchema, value: unknown): string | undefined {
   return first === undefined ? 'not valid' : `${first.path === '' ? 'it' : first.path.slice(1)}: ${first.message}`;
 }
 
-function decodeFrame(data: RawData): [kind: number, id: number, third: unknown, fourth: unknown] | undefined {
-  if (!(data instanceof Uint8Array)) return undefined;
-  let frame: unknown;
+function decodeFrames(data: RawData): Frame[] | undefined {
+  if (!(data instanceof Uint8Array) || data.length === 0) return undefined;
+  let frames: unknown;
   try {
-    frame = packr.unpack(data);
+    frames = packr.unpackMultiple(data);
   } catch {
     return undefined;
   }
-  if (!Array.isArray(frame) || frame.length < 3 || frame.length > 4) return undefined;
-  const [kind, id, third, fourth] = frame as unknown[];
-  if (kind !== REQUEST && kind !== ANSWER && kind !== FAILURE) return undefined;
-  if (typeof id !== 'number' || (kind !== ANSWER && typeof third !== 'string')) return undefined;
-  return [kind, id, third, fourth];
+  return Array.isArray(frames) && frames.every(isFrame) ? frames : undefined;
+}
+
+function isFrame(frame: unknown): frame is Frame {
+  if (!Array.isArray(frame) || frame.length < 3 || frame.length > 4) return false;
+  const [kind, id, third] = frame as unknown[];
+  if (kind !== REQUEST && kind !== ANSWER && kind !== FAILURE) return false;
+  return typeof id === 'number' && (kind === ANSWER || typeof third === 'string');
 }

@@ -86,13 +86,15 @@ export class AttributeCache {
 
   /**
    * We changed it ourselves. The manager goes on telling us what it told us before, so what was cached stays cached, with the
-   * new value. Answers whether it is.
+   * new value (unless that has been overtaken: answers to two requests may come in another order than they were served). Answers
+   * whether it is.
    */
   replaceAttr(attr: Attr): boolean {
-    const had = this.valid && this.attributes.has(attr.ino);
+    const before = this.valid ? this.attributes.get(attr.ino) : undefined;
+    if (before !== undefined && before.change > attr.change) return true;
     this.dropAttr(attr.ino);
-    if (had) this.attributes.set(attr.ino, attr);
-    return had;
+    if (before !== undefined) this.attributes.set(attr.ino, attr);
+    return before !== undefined;
   }
 
   /** The same for a name that is gone. */

@@ -78,7 +78,7 @@ export async function create(fs: FileSystem, { node: parent, uid, gid, body }: R
   const { cache, held, manager } = fs.client;
   const stamp = cache.beginFill();
   const exclusive = (flags & O_EXCL) !== 0;
-  const { attr, grant } = await whileBusy(fs, [parent], () =>
+  const { attr, parents, grant } = await whileBusy(fs, [parent], () =>
     manager.ask('create', { parent, name, kind: 'file', mode: permissions & 0o7777, uid, gid, rdev: 0, open: true, exclusive }),
   );
   if (attr.kind === 'directory') throw new ExtmemError('EISDIR', `creating ${name}: it is a directory`);
@@ -88,10 +88,11 @@ export async function create(fs: FileSystem, { node: parent, uid, gid, body }: R
   const file = grant === undefined ? await held.open(attr.ino, mode) : held.openGranted(grant, mode);
   if ((flags & O_TRUNC) !== 0 && sizeNow(fs, attr) > 0) await truncateOpened(fs, file, mode);
   const [handle, openFlags] = openHandle(fs, file, mode, flags);
-  const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino });
+  const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino }, parents);
+  const alone = keep && file.mode === 'write';
+  if (alone) cache.keepAttr(stamp, attr);
   fs.nodes.count(attr.ino);
-  // Its attributes are not among those that the manager tells changes of before somebody asks for them.
-  return encodeCreate(fs.current(file.attr), fs.validity(attr.ino, { entry: keep, attr: false }), handle, openFlags);
+  return encodeCreate(fs.current(file.attr), fs.validity(attr.ino, { entry: keep, attr: alone }), handle, openFlags);
 }
 
 export function release(fs: FileSystem, { body }: Request): Reply | Promise<Reply> {

@@ -3,7 +3,7 @@
  * that the manager said may be cached is answered from the cache.
  */
 import { ExtmemError } from '../base/errors.js';
-import type { InodeKind } from '../base/messages.js';
+import type { Attr, InodeKind } from '../base/messages.js';
 import type { FillStamp } from '../client/attribute_cache.js';
 import type { FileSystem, Reply, Request } from './file_system.js';
 import {
@@ -80,7 +80,7 @@ async function make(fs: FileSystem, { node: parent, uid, gid }: Request, made: N
   const { name, kind, target } = made;
   const { cache } = fs.client;
   const stamp = cache.beginFill();
-  const { attr } = await whileBusy(fs, [parent], () =>
+  const { attr, parents } = await whileBusy(fs, [parent], () =>
     fs.client.manager.ask('create', {
       parent,
       name,
@@ -94,15 +94,21 @@ async function make(fs: FileSystem, { node: parent, uid, gid }: Request, made: N
       exclusive: true,
     }),
   );
-  const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino });
+  const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino }, parents);
   cache.keepAttr(stamp, attr);
   return fs.entry(attr, { entry: keep, attr: keep });
 }
 
+interface MadeName {
+  parent: number;
+  name: string;
+  ino: number;
+}
+
 /** A name that we made: from here on the manager tells us when it changes. Answers whether it may be believed. */
-export function noteNewName(fs: FileSystem, stamp: FillStamp, made: { parent: number; name: string; ino: number }): boolean {
+export function noteNewName(fs: FileSystem, stamp: FillStamp, made: MadeName, parents: readonly Attr[]): boolean {
   const { cache } = fs.client;
-  cache.dropAttr(made.parent);
+  for (const attr of parents) cache.replaceAttr(attr);
   cache.keepEntry(stamp, made.parent, made.name, made.ino);
   return cache.mayKeep(stamp);
 }
@@ -110,8 +116,8 @@ export function noteNewName(fs: FileSystem, stamp: FillStamp, made: { parent: nu
 export async function link(fs: FileSystem, { node: newParent, body }: Request): Promise<Reply> {
   const { ino, newName } = decodeLink(body);
   const stamp = fs.client.cache.beginFill();
-  const { attr } = await whileBusy(fs, [newParent], () => fs.client.manager.ask('link', { ino, newParent, newName }));
-  const keep = noteNewName(fs, stamp, { parent: newParent, name: newName, ino });
+  const { attr, parents } = await whileBusy(fs, [newParent], () => fs.client.manager.ask('link', { ino, newParent, newName }));
+  const keep = noteNewName(fs, stamp, { parent: newParent, name: newName, ino }, parents);
   return fs.entry(attr, { entry: keep, attr: fs.client.cache.replaceAttr(attr) });
 }
 
@@ -125,11 +131,11 @@ export function rmdir(fs: FileSystem, request: Request): Promise<Reply> {
 
 async function remove(fs: FileSystem, { node: parent, body }: Request, directory: boolean): Promise<Reply> {
   const name = readName(body, 0);
-  const { attr } = await whileBusy(fs, [parent], () => fs.client.manager.ask('unlink', { parent, name, directory }));
-  fs.client.cache.dropAttr(parent);
-  fs.client.cache.replaceEntry(parent, name);
-  fs.client.cache.replaceAttr(attr);
-  fs.client.held.noteAttr(attr);
+  const { cache, held, manager } = fs.client;
+  const { attr, parents } = await whileBusy(fs, [parent], () => manager.ask('unlink', { parent, name, directory }));
+  cache.replaceEntry(parent, name);
+  for (const changed of [attr, ...parents]) cache.replaceAttr(changed);
+  held.noteAttr(attr);
   return undefined;
 }
 
@@ -153,13 +159,12 @@ async function move(fs: FileSystem, parent: number, { newParent, flags, name, ne
   const { cache, held, manager } = fs.client;
   const exchange = (flags & RENAME_EXCHANGE) !== 0;
   const stamp = cache.beginFill();
-  const { moved, replaced } = await whileBusy(fs, [parent, newParent], () =>
+  const { moved, replaced, parents } = await whileBusy(fs, [parent, newParent], () =>
     manager.ask('rename', { parent, name, newParent, newName, noReplace: (flags & RENAME_NOREPLACE) !== 0, exchange }),
   );
   cache.replaceEntry(parent, name); // before: both may be the same name
   if (exchange) cache.dropEntry(parent, name);
-  cache.dropAttr(parent);
-  noteNewName(fs, stamp, { parent: newParent, name: newName, ino: moved.ino });
+  noteNewName(fs, stamp, { parent: newParent, name: newName, ino: moved.ino }, parents);
   cache.replaceAttr(moved);
   if (replaced !== undefined) {
     cache.replaceAttr(replaced);

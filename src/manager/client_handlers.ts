@@ -118,7 +118,7 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
         const { attr, changes } = await store.transact((tx) => names.link(tx, ask));
         await interest.tell(client, changes);
         interest.noteEntry(client, ask.newParent, ask.newName);
-        return { attr };
+        return { attr, parents: changes.parents };
       });
     },
     unlink: async (ask) => {
@@ -127,7 +127,7 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
         const { inode, changes, tickets } = await store.transact((tx) => ({ ...names.unlink(tx, ask), tickets: reclaimer.ticketsOf(tx) }));
         await interest.tell(client, changes);
         reclaimer.start(tickets);
-        return { attr: attrOf(inode) };
+        return { attr: attrOf(inode), parents: changes.parents };
       });
     },
     rename: async (ask) => {
@@ -140,7 +140,7 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
         await interest.tell(client, changes);
         reclaimer.start(tickets);
         interest.noteEntry(client, ask.newParent, ask.newName);
-        return { moved, ...(replaced === undefined ? {} : { replaced: attrOf(replaced) }) };
+        return { moved, parents: changes.parents, ...(replaced === undefined ? {} : { replaced: attrOf(replaced) }) };
       });
     },
   };
@@ -225,10 +225,11 @@ async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create
     if (!ask.open || inode.kind !== 'file') {
       const { attr, cacheable } = await delegations.attributes(client, inode.ino);
       if (cacheable) interest.noteAttributes(client, inode.ino);
-      return { attr };
+      return { attr, parents: changes.parents };
     }
     const grant = isNew ? delegations.grantOf(client, inode.ino) : await delegations.acquire(client, inode.ino, 'write');
-    return { attr: grant.attr, grant };
+    if (delegations.isCacheable(client, inode.ino)) interest.noteAttributes(client, inode.ino);
+    return { attr: grant.attr, parents: changes.parents, grant };
   });
 }
 

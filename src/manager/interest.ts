@@ -88,7 +88,7 @@ export class Interest {
   }
 
   /** Tells all others what changed, and waits until none of them can see what was before. */
-  async tell(except: Client | undefined, changes: Changes): Promise<void> {
+  async tell(except: Client | undefined, changes: Omit<Changes, 'parents'>): Promise<void> {
     const notices = new Map<Client, Notice>();
     const noticeTo = (client: Client): Notice => {
       let notice = notices.get(client);

@@ -14,7 +14,11 @@ import { keys, takeNumber, type ReadView, type Transaction } from './metadata_st
 export interface Changes {
   entries: { parent: number; name: string }[];
   attributes: Attr[];
+  /** Of these, the directories whose names changed. */
+  parents: Attr[];
 }
+
+const NONE: Changes = { entries: [], attributes: [], parents: [] };
 
 export type CreateAsk = Ask<typeof clientOperations, 'create'>;
 export type RenameAsk = Ask<typeof clientOperations, 'rename'>;
@@ -66,7 +70,7 @@ export class Names {
     const existing = tx.get<Entry>(keys.entry(ask.parent, ask.name));
     if (existing !== undefined) {
       if (ask.exclusive) throw new ExtmemError('EEXIST', `'${ask.name}' exists in directory ${ask.parent}`);
-      return { inode: findInode(tx, existing.ino), isNew: false, changes: { entries: [], attributes: [] } };
+      return { inode: findInode(tx, existing.ino), isNew: false, changes: NONE };
     }
     const parent = findDirectory(tx, ask.parent);
     const isDirectory = ask.kind === 'directory';
@@ -76,7 +80,7 @@ export class Names {
     putInode(tx, inode);
     const after = addEntry(tx, { ...touch(parent, 'contents'), nlink: parent.nlink + (isDirectory ? 1 : 0) }, ask.name, inode.ino);
     putInode(tx, after);
-    return { inode, isNew: true, changes: { entries: [{ parent: ask.parent, name: ask.name }], attributes: [attrOf(after)] } };
+    return { inode, isNew: true, changes: changesIn([ask], [after]) };
   }
 
   link(tx: Transaction, ask: { ino: number; newParent: number; newName: string }): { attr: Attr; changes: Changes } {
@@ -92,10 +96,7 @@ export class Names {
     putInode(tx, linked);
     const after = addEntry(tx, touch(parent, 'contents'), ask.newName, ask.ino);
     putInode(tx, after);
-    return {
-      attr: attrOf(linked),
-      changes: { entries: [{ parent: ask.newParent, name: ask.newName }], attributes: [attrOf(linked), attrOf(after)] },
-    };
+    return { attr: attrOf(linked), changes: changesIn([{ parent: ask.newParent, name: ask.newName }], [after], [linked]) };
   }
 
   unlink(tx: Transaction, ask: { parent: number; name: string; directory: boolean }): { inode: Inode; changes: Changes } {
@@ -109,7 +110,7 @@ export class Names {
     const after = { ...touch(parent, 'contents'), nlink: parent.nlink - (ask.directory ? 1 : 0) };
     putInode(tx, after);
     const left = this.loseName(tx, inode);
-    return { inode: left, changes: { entries: [{ parent: ask.parent, name: ask.name }], attributes: [attrOf(after), attrOf(left)] } };
+    return { inode: left, changes: changesIn([ask], [after], [left]) };
   }
 
   rename(tx: Transaction, ask: RenameAsk): { moved: Attr; replaced: Inode | undefined; changes: Changes } {
@@ -124,8 +125,7 @@ export class Names {
     this.checkLoop(tx, from.inode, ask.newParent);
     if (there === undefined) return this.move(tx, ask, from);
     const to = { entry: there, inode: findInode(tx, there.ino) };
-    if (to.inode.ino === from.inode.ino)
-      return { moved: attrOf(from.inode), replaced: undefined, changes: { entries: [], attributes: [] } };
+    if (to.inode.ino === from.inode.ino) return { moved: attrOf(from.inode), replaced: undefined, changes: NONE };
     if (!ask.exchange) return this.replace(tx, ask, from, to);
     this.checkLoop(tx, to.inode, ask.parent);
     return this.exchange(tx, ask, from, to);
@@ -178,7 +178,7 @@ export class Names {
     const parents = this.touchParents(tx, ask, isDirectory ? -1 : 0, isDirectory ? 1 : 0);
     putInode(tx, addEntry(tx, findInode(tx, ask.newParent), ask.newName, from.inode.ino));
     const moved = this.settle(tx, from.inode, ask.newParent);
-    return { moved: attrOf(moved), replaced: undefined, changes: { entries: bothEntries(ask), attributes: [attrOf(moved), ...parents] } };
+    return { moved: attrOf(moved), replaced: undefined, changes: changesIn(bothEntries(ask), parents, [moved]) };
   }
 
   private replace(tx: Transaction, ask: RenameAsk, from: Found, to: Found) {
@@ -191,11 +191,7 @@ export class Names {
     const parents = this.touchParents(tx, ask, isDirectory ? -1 : 0, 0); // the new parent loses one directory and gains one
     const moved = this.settle(tx, from.inode, ask.newParent);
     const replaced = this.loseName(tx, to.inode);
-    return {
-      moved: attrOf(moved),
-      replaced,
-      changes: { entries: bothEntries(ask), attributes: [attrOf(moved), attrOf(replaced), ...parents] },
-    };
+    return { moved: attrOf(moved), replaced, changes: changesIn(bothEntries(ask), parents, [moved, replaced]) };
   }
 
   private exchange(tx: Transaction, ask: RenameAsk, from: Found, to: Found) {
@@ -205,24 +201,20 @@ export class Names {
     const parents = this.touchParents(tx, ask, -moves, moves);
     const moved = this.settle(tx, from.inode, ask.newParent);
     const other = this.settle(tx, to.inode, ask.parent);
-    return {
-      moved: attrOf(moved),
-      replaced: undefined,
-      changes: { entries: bothEntries(ask), attributes: [attrOf(moved), attrOf(other), ...parents] },
-    };
+    return { moved: attrOf(moved), replaced: undefined, changes: changesIn(bothEntries(ask), parents, [moved, other]) };
   }
 
-  private touchParents(tx: Transaction, ask: RenameAsk, oldLinks: number, newLinks: number): Attr[] {
+  private touchParents(tx: Transaction, ask: RenameAsk, oldLinks: number, newLinks: number): Inode[] {
     const at = now();
     const isSame = ask.parent === ask.newParent;
     const old = touch(findInode(tx, ask.parent), 'contents', at);
     const oldAfter = { ...old, nlink: old.nlink + oldLinks + (isSame ? newLinks : 0) };
     putInode(tx, oldAfter);
-    if (isSame) return [attrOf(oldAfter)];
+    if (isSame) return [oldAfter];
     const young = touch(findInode(tx, ask.newParent), 'contents', at);
     const youngAfter = { ...young, nlink: young.nlink + newLinks };
     putInode(tx, youngAfter);
-    return [attrOf(oldAfter), attrOf(youngAfter)];
+    return [oldAfter, youngAfter];
   }
 
   /** The inode under its new parent. */
@@ -308,6 +300,19 @@ function putEntry(tx: Transaction, parent: number, name: string, entry: Entry): 
 function removeEntry(tx: Transaction, parent: number, name: string, entry: Entry): void {
   tx.remove(keys.entry(parent, name));
   tx.remove(keys.cookie(parent, entry.cookie));
+}
+
+function changesIn(
+  entries: readonly { parent: number; name: string }[],
+  parents: readonly Inode[],
+  others: readonly Inode[] = [],
+): Changes {
+  const changed = parents.map(attrOf);
+  return {
+    entries: entries.map(({ parent, name }) => ({ parent, name })),
+    attributes: [...others.map(attrOf), ...changed],
+    parents: changed,
+  };
 }
 
 function bothEntries(ask: RenameAsk): Changes['entries'] {

@@ -8,9 +8,9 @@
  *
  * Owner: the event loop.
  */
+import { joinPieces } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
 import type { RegionPiece } from '../base/messages.js';
-import { ExtmemError } from '../base/errors.js';
 import { SessionFailure } from '../base/session.js';
 import type { Appliance, Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
@@ -22,8 +22,13 @@ const PUNCH_BATCH = 2048;
 
 interface FreedRow {
   pieces: RegionPiece[];
-  /** The deleted file's record beside its first region, which goes too. */
-  record?: { region: number; ino: number };
+  /** Records of deleted files beside their first regions, which go too. */
+  records: RecordPlace[];
+}
+
+interface RecordPlace {
+  region: number;
+  ino: number;
 }
 
 export interface Ticket extends FreedRow {
@@ -38,7 +43,7 @@ interface Work {
 }
 
 export class Reclaimer {
-  private readonly byTransaction = new WeakMap<Transaction, Ticket[]>();
+  private readonly byTransaction = new WeakMap<Transaction, Ticket>();
   private readonly queues = new Map<string, Work[]>();
   private readonly running = new Set<string>();
   private readonly restored: Ticket[] = [];
@@ -55,25 +60,30 @@ export class Reclaimer {
   ) {
     for (const [key, row] of store.scan<FreedRow>(keys.allFreed)) {
       this.hold(row.pieces);
-      this.restored.push({ ...row, sequence: keys.lastNumber(key), left: row.pieces.length });
+      this.restored.push({ ...row, records: [], sequence: keys.lastNumber(key), left: row.pieces.length });
     }
   }
 
   /** Within a transaction that takes pieces out of a record. */
-  free(tx: Transaction, some: RegionPiece[], record?: { region: number; ino: number }): void {
+  free(tx: Transaction, some: readonly RegionPiece[], record?: RecordPlace): void {
     if (some.length === 0 && record === undefined) return;
-    const row: FreedRow = { pieces: some, ...(record === undefined ? {} : { record }) };
-    const sequence = takeNumber(tx, 'freed');
-    tx.put(keys.freed(sequence), row);
-    const tickets = this.byTransaction.get(tx) ?? [];
-    tickets.push({ ...row, sequence, left: some.length });
-    this.byTransaction.set(tx, tickets);
+    let ticket = this.byTransaction.get(tx);
+    if (ticket === undefined) {
+      ticket = { pieces: [], records: [], sequence: takeNumber(tx, 'freed'), left: 0 };
+      this.byTransaction.set(tx, ticket);
+      // Both lists grow until the transaction's body ends; only then is the value packed.
+      tx.put(keys.freed(ticket.sequence), { pieces: ticket.pieces, records: ticket.records } satisfies FreedRow);
+    }
+    ticket.pieces.push(...some);
+    ticket.left += some.length;
+    if (record !== undefined) ticket.records.push(record);
     this.hold(some);
   }
 
   /** What a transaction freed: to be started when it is durable and nobody reads there any more. */
   ticketsOf(tx: Transaction): Ticket[] {
-    return this.byTransaction.get(tx) ?? [];
+    const ticket = this.byTransaction.get(tx);
+    return ticket === undefined ? [] : [ticket];
   }
 
   /** Those that an earlier life of this manager left. */
@@ -84,7 +94,7 @@ export class Reclaimer {
   start(tickets: readonly Ticket[]): void {
     for (const ticket of tickets) {
       this.unsettled++;
-      if (ticket.record !== undefined) this.removeRecord(ticket.record);
+      this.removeRecords(ticket.records);
       if (ticket.pieces.length === 0) void this.settle(ticket, []);
       const whole = this.wholeRegions(ticket.pieces);
       if (whole.length > 0) void this.destroyWhole(ticket, whole);
@@ -242,7 +252,11 @@ export class Reclaimer {
           (this.queues.get(id) ?? []).filter((work) => !done.has(work)),
         );
         const byTicket = new Map<Ticket, RegionPiece[]>();
-        for (const { ticket, piece } of batch) byTicket.set(ticket, [...(byTicket.get(ticket) ?? []), piece]);
+        for (const { ticket, piece } of batch) {
+          const some = byTicket.get(ticket);
+          if (some === undefined) byTicket.set(ticket, [piece]);
+          else some.push(piece);
+        }
         await Promise.all([...byTicket].map(([ticket, some]) => this.settle(ticket, some)));
       }
     } catch (error) {
@@ -255,17 +269,27 @@ export class Reclaimer {
 
   private async punch(appliance: Appliance, batch: readonly Work[]): Promise<void> {
     const wanted = batch.map((work) => work.piece).filter((piece) => this.regions.get(piece.region)?.row.lost === false);
-    if (wanted.length > 0) await this.appliances.call(appliance, 'punch', { pieces: wanted });
+    // Files written one after the other lie side by side.
+    if (wanted.length > 0) await this.appliances.call(appliance, 'punch', { pieces: joinPieces(wanted) });
   }
 
-  private removeRecord(record: { region: number; ino: number }): void {
-    const appliance = this.appliances.get(this.regions.get(record.region)?.row.appliance ?? '');
-    if (appliance?.isUp !== true) return;
-    this.appliances.call(appliance, 'removeRecord', record).catch((error: unknown) => {
-      // A record that stays behind names an inode that will never exist again.
-      if (error instanceof ExtmemError && error.code !== 'ENOENT')
-        this.log.debug({ ...record, why: error.message }, 'a record stays beside its region');
-    });
+  private removeRecords(records: readonly RecordPlace[]): void {
+    const byAppliance = new Map<string, RecordPlace[]>();
+    for (const record of records) {
+      const id = this.regions.get(record.region)?.row.appliance;
+      if (id === undefined) continue;
+      const there = byAppliance.get(id);
+      if (there === undefined) byAppliance.set(id, [record]);
+      else there.push(record);
+    }
+    for (const [id, there] of byAppliance) {
+      const appliance = this.appliances.get(id);
+      if (appliance?.isUp !== true) continue;
+      this.appliances.call(appliance, 'removeRecords', { records: there }).catch((error: unknown) => {
+        // A record that stays behind names an inode that will never exist again.
+        this.log.debug({ appliance: id, records: there.length, error }, 'records stay beside their regions');
+      });
+    }
   }
 
   private async settle(ticket: Ticket, some: readonly RegionPiece[]): Promise<void> {

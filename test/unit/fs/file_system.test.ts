@@ -20,9 +20,9 @@ beforeEach(async () => {
   t.manager.script.getattr = ({ ino }) => ({ attr: attrOfFile(ino, { size: 10 }), cacheable: true });
   t.manager.script.acquire = ({ ino, mode }) => grantOf(ino, mode, { size: 10 });
   t.manager.script.release = () => ({});
-  t.manager.script.create = ({ open }) => ({ attr: attrOfFile(9), ...(open ? { grant: grantOf(9, 'write') } : {}) });
-  t.manager.script.unlink = () => ({ attr: attrOfFile(5, { nlink: 0 }) });
-  t.manager.script.rename = () => ({ moved: attrOfFile(5), replaced: attrOfFile(6, { nlink: 0 }) });
+  t.manager.script.create = ({ open }) => ({ attr: attrOfFile(9), parents: [], ...(open ? { grant: grantOf(9, 'write') } : {}) });
+  t.manager.script.unlink = () => ({ attr: attrOfFile(5, { nlink: 0 }), parents: [] });
+  t.manager.script.rename = () => ({ moved: attrOfFile(5), replaced: attrOfFile(6, { nlink: 0 }), parents: [] });
   t.manager.script.setattr = ({ ino, set }) => ({
     attr: attrOfFile(ino, { mode: set.mode ?? 0o644, size: set.size ?? 10 }),
     ...(set.size === undefined ? {} : { record: emptyRecord(ino, { size: set.size, change: 40 }) }),
@@ -163,9 +163,9 @@ describe('files', () => {
   });
 
   test('create of what is no file by now', async () => {
-    t.manager.script.create = () => ({ attr: attrOfFile(9, { kind: 'directory' }) });
+    t.manager.script.create = () => ({ attr: attrOfFile(9, { kind: 'directory' }), parents: [] });
     expect((await kernel.create(1, 'new')).errno).toBe(EISDIR);
-    t.manager.script.create = () => ({ attr: attrOfFile(9, { kind: 'symlink' }) });
+    t.manager.script.create = () => ({ attr: attrOfFile(9, { kind: 'symlink' }), parents: [] });
     expect((await kernel.create(1, 'new')).errno).toBe(ESTALE);
   });
 

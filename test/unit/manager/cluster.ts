@@ -187,7 +187,7 @@ export class TestAppliance {
       },
       listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),
       listRecords: () => ({ records: this.records }),
-      removeRecord: () => done,
+      removeRecords: () => done,
     };
     const dispatch = <Name extends keyof typeof usual>(name: Name): (typeof usual)[Name] =>
       ((ask: never) => (this.override[name] ?? usual[name])(ask)) as (typeof usual)[Name];
@@ -199,7 +199,7 @@ export class TestAppliance {
       fence: dispatch('fence'),
       listRegions: dispatch('listRegions'),
       listRecords: dispatch('listRecords'),
-      removeRecord: dispatch('removeRecord'),
+      removeRecords: dispatch('removeRecords'),
     };
   }
 }
