@@ -59,6 +59,9 @@ inline constexpr uint32_t kRecallTimeoutMs = 4000;
 /// Largest range that one populate asks for.
 inline constexpr uint32_t kMaxPopulateBytes = 4194304;
 
+/// Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap.
+inline constexpr uint32_t kPolledBytes = 262144;
+
 /// Smallest region a mount is provisioned with.
 inline constexpr uint32_t kSlabRegionBytes = 67108864;
 

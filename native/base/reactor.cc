@@ -50,6 +50,7 @@ void Reactor::stop() {
 
 void Reactor::run_turn() {
   bool progress = run_pollers();
+  if (progress) window_.note(monotonic_ns() - last_progress_ns_);
   progress |= run_messages();
   progress |= run_timers();
   progress |= run_ready();
@@ -64,7 +65,7 @@ void Reactor::run_turn() {
   }
   if (outstanding_ > 0) {
     uint64_t now = monotonic_ns();
-    if (now - last_progress_ns_ >= options_.poll_budget_ns) {
+    if (now - last_progress_ns_ >= window_.ns()) {
       governor_.in_vain(now);
     } else if (governor_.may_poll(now)) {
       return;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/poll_governor.h"
+#include "base/poll_window.h"
 
 namespace extmem {
 
@@ -81,8 +82,9 @@ class Reactor {
  public:
   struct Options {
     unsigned index = 0;
-    int cpu = -1;                       ///< pinned to it, unless negative
-    uint64_t poll_budget_ns = 200'000;  ///< how long to poll after the last progress while operations are outstanding
+    int cpu = -1;  ///< pinned to it, unless negative
+    uint64_t poll_budget_ns =
+        200'000;  ///< how long to poll at most after the last progress while operations are outstanding
   };
 
   explicit Reactor(Options options);
@@ -119,7 +121,7 @@ class Reactor {
   /// Any thread: hands a message over and wakes the reactor if it sleeps.
   void post(Message& message);
 
-  /// Operations in flight: while there are any, the loop polls before it sleeps.
+  /// Operations in flight that are worth waiting for actively: while there are any, the loop polls before it sleeps.
   void begin_operation() { ++outstanding_; }
   void end_operation() { --outstanding_; }
 
@@ -155,6 +157,7 @@ class Reactor {
   std::vector<Poller*> pollers_;
   uint64_t outstanding_ = 0;
   uint64_t last_progress_ns_ = 0;
+  PollWindow window_{options_.poll_budget_ns};
   PollGovernor governor_;
 };
 

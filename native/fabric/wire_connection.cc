@@ -105,7 +105,7 @@ void WireConnection::send_ping(uint64_t now) {
 
 void WireConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) {
   attach(*operation.region, attempt_deadline_ns);
-  Slot& slot = take_slot(operation.op, operation.region, attempt_deadline_ns);
+  Slot& slot = take_slot(operation.op, operation.region, attempt_deadline_ns, operation.bytes);
   slot.operation = &operation;
   slot.header.offset = operation.offset;
   slot.header.operand = operation.operand;
@@ -175,7 +175,7 @@ void WireConnection::hasten_descriptor(Region& region, uint64_t deadline_ns) {
   }
 }
 
-WireConnection::Slot& WireConnection::take_slot(Op op, Region* region, uint64_t deadline_ns) {
+WireConnection::Slot& WireConnection::take_slot(Op op, Region* region, uint64_t deadline_ns, uint32_t bytes) {
   if (free_slots_.empty()) {
     EXTMEM_ASSERT(slots_.size() < kMaxSlots);
     free_slots_.push_back(static_cast<uint16_t>(slots_.size()));
@@ -196,13 +196,14 @@ WireConnection::Slot& WireConnection::take_slot(Op op, Region* region, uint64_t 
   slot.busy = true;
   ++busy_;
   earliest_deadline_ns_ = std::min(earliest_deadline_ns_, deadline_ns);
-  if (op != Op::ping) reactor_.begin_operation();
+  slot.polled = op != Op::ping && bytes <= protocol::kPolledBytes;
+  if (slot.polled) reactor_.begin_operation();
   return slot;
 }
 
 void WireConnection::free_slot(Slot& slot) {
   EXTMEM_ASSERT(slot.busy);
-  if (slot.header.op != static_cast<uint8_t>(Op::ping)) reactor_.end_operation();
+  if (slot.polled) reactor_.end_operation();
   slot.busy = false;
   slot.operation = nullptr;
   --busy_;

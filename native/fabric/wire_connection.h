@@ -93,6 +93,7 @@ class WireConnection : public ReadyHandler, public Poller {
     uint32_t payload_bytes = 0;
     uint32_t sent_bytes = 0;
     bool busy = false;
+    bool polled = false;  // counts as an operation to poll for
   };
 
   /// Takes over a socket that is connected or connecting.
@@ -153,7 +154,7 @@ class WireConnection : public ReadyHandler, public Poller {
   void receive_handshake();
   void take_server_hello();
   void take_conclusion();
-  Slot& take_slot(Op op, Region* region, uint64_t deadline_ns);
+  Slot& take_slot(Op op, Region* region, uint64_t deadline_ns, uint32_t bytes = 0);
   void free_slot(Slot& slot);
   void enqueue(Slot& slot);
   void send_ping(uint64_t now);

@@ -236,6 +236,7 @@ Connection::Step Connection::take_request() {
     refuse("garbage where a request should be");
     return Step::close;
   }
+  last_length_ = header.length;
   switch (static_cast<Op>(header.op)) {
     case Op::read:
       return serve_read(header);

@@ -34,6 +34,8 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   Wants advance();
   /// Whether the last advance() received anything. The serving thread.
   bool progressed() const { return progressed_; }
+  /// Whether another small operation may follow at once, which is worth polling for.
+  bool worth_polling() const { return last_length_ <= protocol::kPolledBytes; }
   void kill(Status reason) override;
 
   int fd() const { return fd_.get(); }
@@ -109,7 +111,8 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   std::unique_ptr<uint8_t[]> in_;
   size_t in_capacity_ = 0, in_begin_ = 0, in_end_ = 0;
   bool progressed_ = false;
-  bool drained_ = false;  // the last receive took all there was
+  uint32_t last_length_ = 0;  // of the last request
+  bool drained_ = false;      // the last receive took all there was
   std::unique_ptr<uint8_t[]> out_;
   size_t out_capacity_ = 0, out_begin_ = 0, out_end_ = 0;
   bool blocked_ = false;

@@ -31,9 +31,9 @@ constexpr unsigned kServerUserTimeoutMs = 10'000;
 
 ServiceThread::ServiceThread(Service& service, uint64_t poll_ns)
     : service_(service),
-      poll_ns_(poll_ns),
       epoll_fd_(epoll_create1(EPOLL_CLOEXEC)),
-      wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      window_(poll_ns) {
   EXTMEM_ASSERT(epoll_fd_ && wake_fd_);
   epoll_event event{.events = EPOLLIN, .data = {.ptr = this}};
   EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, wake_fd_.get(), &event) == 0);
@@ -87,7 +87,6 @@ void ServiceThread::run() {
     const uint64_t now = monotonic_ns();
     const int timeout = timeout_ms(now);
     const bool operated = timeout == 0 && advance_hot();
-    if (operated) last_operation_ns_ = now;
     if (operated || timeout != 0) governor_.interrupt(operated);
     // While one connection keeps us busy, the others are looked at now and then; an idle turn looks at all.
     if (operated && turn % kHotTurns != 0) continue;
@@ -111,35 +110,28 @@ bool ServiceThread::wait(int timeout) {
   const int count = epoll_wait(epoll_fd_.get(), events.data(), static_cast<int>(events.size()), timeout);
   if (count <= 0) return false;
   const uint64_t now = monotonic_ns();
-  bool operated = false;
-  for (int index = 0; index < count; ++index) operated |= handle(events[static_cast<size_t>(index)].data.ptr, now);
-  if (operated) last_operation_ns_ = now;
+  for (int index = 0; index < count; ++index) handle(events[static_cast<size_t>(index)].data.ptr, now);
   return true;
 }
 
 int ServiceThread::timeout_ms(uint64_t now) {
-  if (now - last_operation_ns_ < poll_ns_ && governor_.may_poll(now)) return 0;
+  if (now - last_operation_ns_ < window_.ns() && governor_.may_poll(now)) return 0;
   if (!parked_.empty()) return kParkedMs;
   return strangers_.empty() && accept_again_ns_ == 0 ? -1 : kTickMs;
 }
 
-/// Whether it was a client that was served.
-bool ServiceThread::handle(void* target, uint64_t now) {
+void ServiceThread::handle(void* target, uint64_t now) {
   if (target == this) {
     uint64_t wakes;
     [[maybe_unused]] auto got = read(wake_fd_.get(), &wakes, sizeof wakes);
-    take_adopted();
-    return false;
+    return take_adopted();
   }
   for (auto& listener : listeners_) {
     if (target != listener.get()) continue;
-    accept_all(*listener, now);
-    return false;
+    return accept_all(*listener, now);
   }
   auto* connection = static_cast<Connection*>(target);
-  if (!connections_.contains(connection)) return false;
-  advance(*connection);
-  return true;
+  if (connections_.contains(connection)) advance(*connection);
 }
 
 void ServiceThread::accept_all(Listener& listener, uint64_t now) {
@@ -182,7 +174,9 @@ void ServiceThread::take_adopted() {
 
 void ServiceThread::advance(Connection& connection) {
   if (hot_ == &connection) hot_ = nullptr;
-  switch (connection.advance()) {
+  const Connection::Wants wants = connection.advance();
+  if (connection.progressed()) note_operation(connection.worth_polling());
+  switch (wants) {
     case Connection::Wants::read:
       hot_ = &connection;
       return watch(connection, EPOLLIN);
@@ -195,6 +189,12 @@ void ServiceThread::advance(Connection& connection) {
     case Connection::Wants::close:
       return remove(connection);
   }
+}
+
+void ServiceThread::note_operation(bool worth_polling) {
+  const uint64_t now = monotonic_ns();
+  window_.note(now - last_operation_ns_);
+  last_operation_ns_ = worth_polling ? now : 0;
 }
 
 void ServiceThread::watch(Connection& connection, uint32_t wanted) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/poll_governor.h"
+#include "base/poll_window.h"
 #include "base/socket.h"
 #include "region/connection.h"
 
@@ -40,18 +41,18 @@ class ServiceThread {
   bool wait(int timeout);
   bool advance_hot();
   int timeout_ms(uint64_t now);
-  bool handle(void* target, uint64_t now);
+  void handle(void* target, uint64_t now);
   void accept_all(Listener& listener, uint64_t now);
   void pause_accepting(uint64_t now);
   void take_adopted();
   void advance(Connection& connection);
+  void note_operation(bool worth_polling);
   void watch(Connection& connection, uint32_t events);
   void remove(Connection& connection);
   void retry_parked();
   void drop_overdue(uint64_t now);
 
   Service& service_;
-  const uint64_t poll_ns_;
   UniqueFd epoll_fd_, wake_fd_;
   std::vector<std::unique_ptr<Listener>> listeners_;
   Distribute distribute_;
@@ -71,6 +72,7 @@ class ServiceThread {
   std::vector<Connection*> parked_;     // wait for a region that is being changed
   Connection* hot_ = nullptr;           // served last, and waits for requests
   uint64_t last_operation_ns_ = 0;
+  PollWindow window_;
   PollGovernor governor_;
   uint64_t accept_again_ns_ = 0;  // not 0: out of descriptors, accepting is paused
 };

@@ -34,6 +34,8 @@ export const LEASE_MS = 4000;
 export const RECALL_TIMEOUT_MS = 4000;
 /** Largest range that one populate asks for. */
 export const MAX_POPULATE_BYTES = 4194304;
+/** Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap. */
+export const POLLED_BYTES = 262144;
 /** Smallest region a mount is provisioned with. */
 export const SLAB_REGION_BYTES = 67108864;
 
