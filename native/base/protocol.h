@@ -132,7 +132,7 @@ struct RequestHeader {
 };
 static_assert(sizeof(RequestHeader) == 48 && std::is_trivially_copyable_v<RequestHeader>);
 
-/// Appliance to client; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic.
+/// Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic.
 struct ReplyHeader {
   uint32_t magic;
   uint8_t op;

@@ -133,7 +133,7 @@ export function decodeRequestHeader(view: DataView, at: number): RequestHeader {
   };
 }
 
-/** Appliance to client; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic. */
+/** Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic. */
 export interface ReplyHeader {
   magic: number;
   op: number;
