@@ -1,6 +1,6 @@
-// Tests run as compiled ES modules from dist/test (scripts/setup --test compiles them). Two projects: `unit` in parallel,
-// `mount` (whatever mounts, starts processes or measures) one file at a time: scripts/test runs them in that order.
-const serial = ['mount', 'model', 'stress', 'contract', 'gates', 'rdma', 'simulation'];
+// Tests run as compiled ES modules from dist/test (scripts/setup --test compiles them). Two projects: `unit`, whose files run
+// side by side, and `mount` (whatever mounts or starts processes), one file at a time.
+const serial = ['native', 'mount', 'model', 'stress', 'contract', 'gates', 'rdma', 'simulation'];
 
 const common = {
   testEnvironment: 'node',
