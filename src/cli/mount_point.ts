@@ -5,12 +5,14 @@
  */
 import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { mkdir, readdir, realpath, stat } from 'node:fs/promises';
+import { mkdir, readdir, readFile, realpath, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
 
 export interface MountEntry {
+  /** major:minor; of a FUSE mount, the minor is its connection's number. */
+  device: string;
   mountPoint: string;
   type: string;
   source: string;
@@ -26,7 +28,7 @@ export function parseMountInfo(content: string): MountEntry[] {
     .map((line) => {
       const [left = '', right = ''] = line.split(' - ', 2);
       const [type = '', source = ''] = right.split(' ');
-      return { mountPoint: unescape(left.split(' ')[4] ?? ''), type, source: unescape(source) };
+      return { device: left.split(' ')[2] ?? '', mountPoint: unescape(left.split(' ')[4] ?? ''), type, source: unescape(source) };
     });
 }
 
@@ -147,6 +149,30 @@ export async function unmountPlainly(mountPoint: string): Promise<void> {
 
 /** Aborts the connection and detaches the mount: for servers that are gone or stuck. Dirty data that they held is lost. */
 export async function unmountByForce(mountPoint: string): Promise<void> {
+  const connection = mountedAt(mountPoint)?.device.split(':')[1];
+  await abortAndDetach(mountPoint);
+  if (connection !== undefined) await wakeStoppedServers(connection);
+}
+
+/**
+ * Over io_uring the kernel hands a request over in the context of the thread that serves: of a process that is stopped (SIGSTOP) it
+ * cannot take back one that is on its way, and who made it would go on waiting. So a stopped server is continued; its session is over,
+ * and it ends by itself.
+ */
+async function wakeStoppedServers(connection: string): Promise<void> {
+  const isServer = async (pid: string): Promise<boolean> => {
+    const stopped = /^State:\s+T/m.test(await readFile(`/proc/${pid}/status`, 'utf8'));
+    const files = stopped ? await readdir(`/proc/${pid}/fdinfo`) : [];
+    const infos = await Promise.all(files.map((fd) => readFile(`/proc/${pid}/fdinfo/${fd}`, 'utf8')));
+    return infos.some((info) => new RegExp(`^fuse_connection:\\s+${connection}$`, 'm').test(info));
+  };
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    // Processes come and go, and those of others are closed to us.
+    if (await isServer(pid).catch(() => false)) process.kill(Number(pid), 'SIGCONT');
+  }
+}
+
+async function abortAndDetach(mountPoint: string): Promise<void> {
   try {
     const { native } = await import('../binding/index.js');
     native.forceUnmount(mountPoint);
