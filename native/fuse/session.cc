@@ -170,10 +170,10 @@ int Session::start_workers() {
 }
 
 void Session::retreat() {
-  force_unmount(options_.mount_point);
-  if (notifier_ != nullptr) notifier_->stop();
-  notifier_.reset();
+  // The workers first: they would take the abort for the end of the session.
   workers_.clear();
+  notifier_.reset();
+  force_unmount(options_.mount_point);
   close(std::exchange(device_fd_, -1));
   std::lock_guard guard(pending_lock_);
   pending_.clear();
@@ -269,6 +269,7 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
     add("fuse.writeBytes", fuse.write_bytes);
     add("fuse.syncs", fuse.syncs);
     add("fuse.errors", fuse.errors);
+    add("fuse.ringEntries", fuse.ring_entries);
     auto& lane = worker->lane().counters;
     add("cache.hits", lane.hits);
     add("cache.misses", lane.misses);

@@ -99,7 +99,7 @@ bool UringChannel::add_entries(uint16_t index) {
   }
   queues_[index].with_kernel += kBatchEntries;
   queues_[index].entries += kBatchEntries;
-  entry_count_.fetch_add(kBatchEntries, std::memory_order_relaxed);
+  worker_.counters.ring_entries.fetch_add(kBatchEntries, std::memory_order_relaxed);
   batches_.push_back(std::move(batch));
   return true;
 }
@@ -163,7 +163,7 @@ void UringChannel::complete(RingEntry& entry, int result) {
     // ENOTCONN: the session is over, which the reader of /dev/fuse is told too.
     entry.state = RingEntry::State::gone;
     --queue.entries;
-    entry_count_.fetch_sub(1, std::memory_order_relaxed);
+    worker_.counters.ring_entries.fetch_sub(1, std::memory_order_relaxed);
     if (opening_ && refused_ == 0) refused_ = -result;
     return;
   }

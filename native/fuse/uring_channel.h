@@ -10,7 +10,6 @@
 // Belongs to the worker's thread; a held entry to whoever answers it.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -51,8 +50,6 @@ class UringChannel final : public Channel, public Waiter, private Timer {
   void answer_from_outside(const Ticket& ticket, int error, std::span<const uint8_t> body) override;
   bool wait(int timeout_ms) override;
 
-  size_t queue_count() const { return queues_.size(); }
-  uint64_t entry_count() const { return entry_count_.load(std::memory_order_relaxed); }
   void commit(RingEntry& entry);
 
  private:
@@ -83,7 +80,6 @@ class UringChannel final : public Channel, public Waiter, private Timer {
   int fuse_fd_;
   std::vector<Queue> queues_;
   std::vector<std::unique_ptr<Batch>> batches_;
-  std::atomic<uint64_t> entry_count_{0};
   bool epoll_ready_ = false;
   bool opening_ = false;
   int refused_ = 0;  // errno of an entry that was refused while opening

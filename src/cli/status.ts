@@ -100,7 +100,7 @@ export function describeMount(mount: MountStatus): string[] {
   const of = (counters: Record<string, number>, name: string): number => counters[name] ?? 0;
   const lookups = of(cache, 'hits') + of(cache, 'misses');
   const lines = [
-    `${String(mount['mountPoint'])}: process ${String(mount['pid'])}, ${of(fuse, 'threads')} threads, ${of(fuse, 'requests')} requests`,
+    `${String(mount['mountPoint'])}: process ${String(mount['pid'])}, ${of(fuse, 'threads')} threads, ${of(fuse, 'requests')} requests over ${String(fuse['session'])}`,
     `cache: ${formatSize(of(cache, 'usedBytes'))} of ${formatSize(of(cache, 'limitBytes'))} used, ${formatSize(of(cache, 'dirtyBytes'))} dirty; ` +
       `${percent(of(cache, 'hits'), lookups)} of ${lookups} page look-ups hit; ${of(cache, 'prefetched')} pages read ahead, ${of(cache, 'prefetchHits')} of them used; ${of(cache, 'evictions')} evicted`,
     `fuse: ${formatSize(of(fuse, 'readBytes'))} read, ${formatSize(of(fuse, 'writeBytes'))} written, ${of(fuse, 'errors')} errors`,

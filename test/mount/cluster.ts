@@ -21,6 +21,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import type { IoUring } from '../../src/binding/index.js';
 import { askMount } from '../../src/fs/mount_control.js';
 
 export const cli = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
@@ -54,6 +55,8 @@ export interface ClusterOptions {
   appliances?: number;
   memory?: string; // of each appliance
   transport?: 'auto' | 'shm' | 'tcp';
+  /** Default: as EXTMEM_IO_URING says, by which all mount tests run in either mode; else 'off'. */
+  ioUring?: IoUring;
   cache?: string;
   /** The manager serves TLS, with a certificate made for this cluster. Needs openssl. */
   tls?: boolean;
@@ -74,6 +77,7 @@ export class TestCluster {
       XDG_STATE_HOME: this.folder,
       EXTMEM_RUNTIME_DIR: join(this.folder, 'run'),
       EXTMEM_TOKEN: this.token,
+      EXTMEM_IO_URING: this.options.ioUring ?? process.env['EXTMEM_IO_URING'] ?? 'off',
     };
   }
 
@@ -143,6 +147,10 @@ export class TestCluster {
     const role = this.roles.get(name);
     if (role === undefined) throw new Error(`no ${name} runs`);
     return role;
+  }
+
+  runs(name: string): boolean {
+    return this.roles.has(name);
   }
 
   mount(name = 'm1'): MountRole {
