@@ -41,6 +41,7 @@ constexpr Opcode kOpcodes[] = {
     {FUSE_CREATE, "CREATE", sizeof(fuse_create_in), nullptr},
     {FUSE_INTERRUPT, "INTERRUPT", sizeof(fuse_interrupt_in), handle_interrupt},
     {FUSE_DESTROY, "DESTROY", 0, handle_destroy},
+    {FUSE_NOTIFY_REPLY, "NOTIFY_REPLY", 0, handle_notify_reply},
     {FUSE_BATCH_FORGET, "BATCH_FORGET", sizeof(fuse_batch_forget_in), handle_batch_forget},
     {FUSE_FALLOCATE, "FALLOCATE", sizeof(fuse_fallocate_in), handle_fallocate},
     {FUSE_READDIRPLUS, "READDIRPLUS", sizeof(fuse_read_in), nullptr},

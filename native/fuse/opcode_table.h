@@ -34,6 +34,8 @@ void handle_forget(Worker& worker, Request& request);
 void handle_batch_forget(Worker& worker, Request& request);
 void handle_interrupt(Worker& worker, Request& request);
 void handle_destroy(Worker& worker, Request& request);
+/// Answers a nudge of a uring_channel; over /dev/fuse it needs no reply.
+void handle_notify_reply(Worker& worker, Request& request);
 /// To TypeScript.
 void handle_control(Worker& worker, Request& request);
 

@@ -248,6 +248,8 @@ void handle_interrupt(Worker& worker, Request& request) {
 
 void handle_destroy(Worker& worker, Request& request) { worker.reply_error(request.ticket, 0); }
 
+void handle_notify_reply(Worker& worker, Request& request) { worker.reply_error(request.ticket, 0); }
+
 std::vector<std::pair<std::string, double>> Session::statistics() {
   std::vector<std::pair<std::string, double>> rows;
   auto add = [&](const char* name, uint64_t value) {

@@ -1,9 +1,13 @@
 #include "fuse/uring_channel.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -27,6 +31,23 @@ constexpr size_t kUnsentBytes = 64 * 1024;
 constexpr size_t kSmallPayloadBytes = 64 * 1024;
 constexpr unsigned kKeptPayloads = 8;
 constexpr uint64_t kTrimAfterNs = 1'000'000'000;
+
+bool is_through_open_file(uint32_t opcode) {
+  switch (opcode) {
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_FLUSH:
+    case FUSE_FSYNC:
+    case FUSE_FALLOCATE:
+    case FUSE_LSEEK:
+    case FUSE_GETLK:
+    case FUSE_SETLK:
+    case FUSE_SETLKW:
+      return true;
+    default:
+      return false;
+  }
+}
 
 // What completions are for, where it is no entry.
 constexpr uint64_t kEpollReady = 1;
@@ -121,11 +142,63 @@ void UringChannel::submit(RingEntry& entry, fuse_uring_cmd command) {
   std::memcpy(submission.cmd, &request, sizeof request);
 }
 
+void UringChannel::grow(uint16_t index) {
+  if (!add_entries(index)) return;
+  queues_[index].fresh += kBatchEntries;
+  fresh_ = true;
+}
+
+void UringChannel::nudge_fresh() {
+  fresh_ = false;
+  cpu_set_t usual;
+  pthread_getaffinity_np(pthread_self(), sizeof usual, &usual);
+  for (Queue& queue : queues_) {
+    unsigned fresh = std::exchange(queue.fresh, 0);
+    uint64_t node = fresh > 0 ? open_file_of(queue) : 0;
+    if (node == 0) continue;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(queue.id, &own);
+    // Where we may not run, others seldom do, and the next request there does as well.
+    if (pthread_setaffinity_np(pthread_self(), sizeof own, &own) != 0) continue;
+    for (; fresh > 0; --fresh) nudge(queue.id, node);
+  }
+  pthread_setaffinity_np(pthread_self(), sizeof usual, &usual);
+}
+
+/// Without one there is nobody to help: requests that are not made through an open file are answered soon.
+uint64_t UringChannel::open_file_of(const Queue& queue) const {
+  for (auto& batch : batches_) {
+    for (unsigned number = 0; number < kBatchEntries; ++number) {
+      const RingEntry& entry = batch->entries[number];
+      if (entry.state == RingEntry::State::held && entry.open_file != 0 && &queues_[entry.queue] == &queue)
+        return entry.open_file;
+    }
+  }
+  return 0;
+}
+
+/// Asks the kernel for nothing of a file's pages, whereupon it makes a request (NOTIFY_REPLY) in the queue of the CPU
+/// that asks. This notice waits for no page and for no answer; those that may wait never leave from here. The file is
+/// one that a caller keeps open: ours is never the last reference, whose end would wait for the file's pages.
+void UringChannel::nudge(uint16_t cpu, uint64_t node) {
+  constexpr uint64_t kOurs = uint64_t{1} << 62;  // the kernel counts its requests from below
+  struct {
+    fuse_out_header header;
+    fuse_notify_retrieve_out retrieve;
+  } notice{};
+  notice.header = {sizeof notice, FUSE_NOTIFY_RETRIEVE, 0};
+  notice.retrieve.notify_unique = kOurs | uint64_t{cpu} << 40 | ++nudges_ << 1;
+  notice.retrieve.nodeid = node;
+  [[maybe_unused]] ssize_t written = write(fuse_fd_, &notice, sizeof notice);
+}
+
 bool UringChannel::wait(int timeout_ms) {
-  if (epoll_ready_) timeout_ms = 0;
+  if (epoll_ready_ || fresh_) timeout_ms = 0;
   bool work = ring_->has_work();
   if (trim_due_ && !work) trim();
   if (timeout_ms != 0 || work) EXTMEM_ASSERT(ring_->enter(timeout_ms) == 0);
+  if (fresh_) nudge_fresh();
   unsent_bytes_ = 0;
   bool any = reap();
   // Readiness is told once: descriptors are asked until none has anything left.
@@ -167,7 +240,7 @@ void UringChannel::complete(RingEntry& entry, int result) {
     if (opening_ && refused_ == 0) refused_ = -result;
     return;
   }
-  if (queue.with_kernel < kLowWater && queue.entries < kMaxEntries) add_entries(entry.queue);
+  if (queue.with_kernel < kLowWater && queue.entries < kMaxEntries) grow(entry.queue);
   take(entry);
 }
 
@@ -176,6 +249,7 @@ void UringChannel::take(RingEntry& entry) {
   const fuse_uring_ent_in_out& sizes = entry.header.ring_ent_in_out;
   entry.state = RingEntry::State::held;
   entry.commit_id = sizes.commit_id;
+  entry.open_file = is_through_open_file(header.opcode) ? header.nodeid : 0;
   size_t payload = sizes.payload_sz;
   EXTMEM_ASSERT(payload <= kMaxWriteBytes && header.len >= sizeof header + payload);
   size_t operation = header.len - sizeof header - payload;

@@ -3,9 +3,11 @@
 // in: a system call hands over the answers and waits for the next request.
 //
 // An entry is the kernel's (idle, or a request is on its way) or ours (held: from the request's arrival to its answer).
-// The kernel keeps requests for which there is no entry, so that a queue never runs dry: when few entries are left with
-// the kernel, it gets more, for the held ones may wait for a person's lock, or for an appliance that does not answer.
-// Payloads are populated as far as requests reach, and given back when the burst that needed them is over.
+// A request for which there is no entry waits in the kernel, while the held ones may wait for a person's lock, or for
+// an appliance that does not answer. So a queue does not run dry: when few entries are left with the kernel, it gets
+// more. As the kernel looks for waiting requests only when an entry is answered, each new one is made to answer one
+// first (nudge). Payloads are populated as far as requests reach, and given back when the burst that needed them is
+// over.
 //
 // Belongs to the worker's thread; a held entry to whoever answers it.
 #pragma once
@@ -33,6 +35,7 @@ struct RingEntry final : public Message {
   enum class State : uint8_t { kernel, held, gone } state = State::kernel;
   bool grown = false;  // its payload has more than a few pages populated
   uint64_t commit_id = 0;
+  uint64_t open_file = 0;  // while held: the node, if the request is made through an open file, which its caller keeps
   iovec places[2]{};
   fuse_uring_req_header header{};
 };
@@ -57,6 +60,7 @@ class UringChannel final : public Channel, public Waiter, private Timer {
     uint16_t id;
     unsigned with_kernel = 0;
     unsigned entries = 0;
+    unsigned fresh = 0;  // entries that were made while the queue was in use, and not nudged yet
   };
   /// Entries are made so many at a time.
   struct Batch {
@@ -67,6 +71,10 @@ class UringChannel final : public Channel, public Waiter, private Timer {
   };
   int open_queues();
   bool add_entries(uint16_t queue);
+  void grow(uint16_t queue);
+  void nudge_fresh();
+  uint64_t open_file_of(const Queue& queue) const;
+  void nudge(uint16_t cpu, uint64_t node);
   void submit(RingEntry& entry, fuse_uring_cmd command);
   bool reap();
   void complete(RingEntry& entry, int result);
@@ -82,6 +90,8 @@ class UringChannel final : public Channel, public Waiter, private Timer {
   std::vector<std::unique_ptr<Batch>> batches_;
   bool epoll_ready_ = false;
   bool opening_ = false;
+  bool fresh_ = false;  // in some queue
+  uint64_t nudges_ = 0;
   int refused_ = 0;  // errno of an entry that was refused while opening
   size_t unsent_bytes_ = 0;
   unsigned grown_ = 0;

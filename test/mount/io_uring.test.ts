@@ -2,7 +2,7 @@
  * The session over io_uring: when it is chosen, what happens where it cannot be had, and what only it could get wrong. That it serves
  * as /dev/fuse does is what all other mount tests check, run with EXTMEM_IO_URING=on. Needs root, for the kernel's switch.
  */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
@@ -16,6 +16,12 @@ const found = existsSync(SWITCH) && process.getuid?.() === 0 ? readFileSync(SWIT
 const turn = (value: 'Y' | 'N'): void => writeFileSync(SWITCH, value);
 // Lanes of CI that must have it run with EXTMEM_IO_URING=on, and there it is no reason to skip.
 const describeHere = found === undefined && process.env['EXTMEM_IO_URING'] !== 'on' ? describe.skip : describe;
+
+/** Until so many threads of a process wait for a FUSE server. */
+function untilWaiting(pid: number, threads: number): Promise<void> {
+  const waits = (thread: string): boolean => readFileSync(`/proc/${pid}/task/${thread}/wchan`, 'utf8') === 'request_wait_answer';
+  return until(`${threads} threads wait`, () => readdirSync(`/proc/${pid}/task`).filter(waits).length >= threads);
+}
 
 describeHere('FUSE over io_uring', () => {
   const cluster = new TestCluster({ cache: '32M', memory: '256M', ioUring: 'auto' });
@@ -121,6 +127,32 @@ ready.wait()`);
       await until('the queue was given more entries', async () => ((await cluster.statistics()).fuse?.['ringEntries'] ?? 0) >= before + 64);
       expect(await herd.do('got')).toBe(0);
       await holder.do('fcntl.flock(f, fcntl.LOCK_UN)');
+      await until('all of them got it', async () => (await herd.do('got')) === HERD, 60_000);
+      for (const actor of [holder, herd]) await actor.end();
+    });
+
+    test('nor when all of them came at once, with the one that unlocks last', async () => {
+      turn('Y');
+      await cluster.startMount('m1', '--io-uring', 'on');
+      const holder = new Actor();
+      const path = quote(cluster.mount().path('lock'));
+      await holder.do(`${pinned}f = os.open(${path}, os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX)`);
+      const herd = new Actor();
+      await herd.do(`${pinned}
+import threading
+got = 0; guard = threading.Lock(); files = [os.open(${path}, os.O_RDWR) for _ in range(${HERD})]
+def want(f):
+    global got
+    fcntl.flock(f, fcntl.LOCK_EX); fcntl.flock(f, fcntl.LOCK_UN)
+    with guard: got += 1
+threads = [threading.Thread(target=want, args=(f,)) for f in files]`);
+      await cluster.signal('m1', 'SIGSTOP');
+      await herd.do('for thread in threads: thread.start()');
+      await untilWaiting(herd.pid, HERD);
+      const unlocking = holder.do('fcntl.flock(f, fcntl.LOCK_UN)');
+      await untilWaiting(holder.pid, 1);
+      await cluster.signal('m1', 'SIGCONT');
+      await within(unlocking, 30_000, 'the one that unlocks');
       await until('all of them got it', async () => (await herd.do('got')) === HERD, 60_000);
       for (const actor of [holder, herd]) await actor.end();
     });
