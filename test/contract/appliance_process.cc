@@ -65,7 +65,10 @@ std::string ApplianceProcess::command(const std::string& line) {
   return answer;
 }
 
-void ApplianceProcess::signal(int number) { ::kill(pid_, number); }
+void ApplianceProcess::signal(int number) {
+  ::kill(pid_, number);
+  if (number == SIGSTOP) waitpid(pid_, nullptr, WUNTRACED);  // its threads go on for a moment
+}
 
 void ApplianceProcess::kill() {
   if (pid_ < 0) return;

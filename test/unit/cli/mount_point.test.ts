@@ -22,10 +22,10 @@ describe('mountinfo', () => {
     'not a line of it',
   ].join('\n');
 
-  test('gives path, type and source, with escapes undone', () => {
+  test('gives device, path, type and source, with escapes undone', () => {
     const entries = parseMountInfo(content);
     expect(entries).toHaveLength(3);
-    expect(entries[1]).toEqual({ mountPoint: '/mnt/with space', type: 'fuse.extmem', source: 'extmem' });
+    expect(entries[1]).toEqual({ device: '0:44', mountPoint: '/mnt/with space', type: 'fuse.extmem', source: 'extmem' });
     expect(entries.map(isExtmem)).toEqual([false, true, false]);
   });
 
