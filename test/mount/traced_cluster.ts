@@ -41,6 +41,7 @@ async function main(folder: string): Promise<void> {
     manager: manager.url,
     token,
     transport: 'tcp',
+    ioUring: process.env['EXTMEM_IO_URING'] === 'on' ? 'on' : 'off',
     readAheadBytes: 0,
     trace: true,
     log: logger,
