@@ -91,6 +91,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::file_state>("fileState"),
                         InstanceMethod<&Mount::record>("record"),
                         InstanceMethod<&Mount::set_times>("setTimes"),
+                        InstanceMethod<&Mount::set_size>("setSize"),
                         InstanceMethod<&Mount::set_locked>("setLocked"),
                         InstanceMethod<&Mount::open_handle>("openHandle"),
                         InstanceMethod<&Mount::close_handle>("closeHandle"),
@@ -415,6 +416,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     file->lock.unlock();
   }
 
+  void set_size(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) cache::set_shared_size(*file, to_u64(info[1]));
+  }
+
   void set_locked(const Napi::CallbackInfo& info) {
     FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
     if (file) file->locked.store(info[1].ToBoolean());
@@ -452,9 +458,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
 
   Napi::Value end_cut(const Napi::CallbackInfo& info) {
     auto record = std::make_shared<std::vector<uint8_t>>(to_bytes(info[1]));
-    return run_for_file(info, "cutting", [record](cache::PageCache& cache, cache::Lane& lane, File& file) {
-      return cache::end_cut(cache, lane, file, *record);
-    });
+    bool edges_zeroed = info[2].ToBoolean();
+    return run_for_file(info, "cutting",
+                        [record, edges_zeroed](cache::PageCache& cache, cache::Lane& lane, File& file) {
+                          return cache::end_cut(cache, lane, file, *record, edges_zeroed);
+                        });
   }
 
   void drop_pages(const Napi::CallbackInfo& info) {

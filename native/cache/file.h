@@ -85,7 +85,8 @@ class File {
   bool in_dirty_list = false;
   uint64_t dirty_since_ns = 0;
   std::atomic<uint32_t> active_writers{
-      0};  ///< writes in progress; grows under the lock, and not while a cut is pending
+      0};                               ///< writes in progress; grows under the lock, and not while a cut is pending
+  std::atomic<uint32_t> slow_reads{0};  ///< reads that were not answered at once
   std::atomic<uint32_t> error_sequence{0};  ///< grows with every failed write-back (errseq_t)
   Cut cut;
   ReadAhead read_ahead;

@@ -64,10 +64,11 @@ int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<con
   uint64_t change_before = file.attributes.change;
   Delegation mode_before = file.mode.load();
   file.lock.unlock();
-  bool sound = apply_record(cache, file, record, [] {});
+  bool sound = record.empty() ? mode_before != Delegation::none : apply_record(cache, file, record, [] {});
   if (sound) {
     file.mode.store(mode);
-    bool others_wrote = mode_before == Delegation::shared || file.attributes.change != change_before;
+    bool others_wrote =
+        mode_before == Delegation::shared || (!record.empty() && file.attributes.change != change_before);
     if (others_wrote) cache.drop_clean(file, 0, UINT32_MAX);
   }
   cache.put_file(file);
@@ -83,6 +84,12 @@ std::vector<uint8_t> record_of(File& file) {
   auto record = extent::encode_record(attributes, file.extents);
   file.lock.unlock();
   return record;
+}
+
+void set_shared_size(File& file, uint64_t size) {
+  file.lock.lock();
+  if (file.mode.load() == Delegation::shared) file.size.store(size);
+  file.lock.unlock();
 }
 
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner) {
@@ -153,7 +160,7 @@ Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, u
   }
 }
 
-Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record) {
+Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record, bool edges_zeroed) {
   uint64_t old_size = file.size.load();
   Cut cut = file.cut;  // ours until it is cleared below
   auto drop_range = [&] {
@@ -173,8 +180,10 @@ Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint
     // A truncation leaves part of a page: from there on it must read as zeros if the file grows again, and if it has
     // grown.
     uint64_t edge = std::min(old_size, new_size);
+    if (edges_zeroed && new_size <= old_size) co_return 0;
     co_return co_await zero_edge(cache, lane, file, edge, end_of_page(edge));
   }
+  if (edges_zeroed) co_return 0;
   uint64_t end = std::min(cut.asked_end, new_size);
   int error = co_await zero_edge(cache, lane, file, cut.asked_offset, std::min(end_of_page(cut.asked_offset), end));
   if (error == 0 && cut.end >= end_of_page(cut.asked_offset))
@@ -182,12 +191,32 @@ Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint
   co_return error;
 }
 
+Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, std::span<const std::byte> data,
+                     Origin origin) {
+  co_await enter_writer(lane, file);
+  Writing writing(file);  // before the mode is looked at: whoever takes it away waits for the writers within
+  if (origin == Origin::mapping) {
+    uint64_t size = file.size.load();
+    data = data.first(std::min<uint64_t>(data.size(), size > offset ? size - offset : 0));
+  }
+  if (data.empty()) co_return 0;
+  auto bytes = static_cast<uint32_t>(data.size());
+  if (file.mode.load() == Delegation::shared) {
+    co_return co_await write_through(cache, lane, file, offset, data.data(), bytes);
+  }
+  co_return co_await write_cached(cache, lane, file, offset, data.data(), bytes);
+}
+
 Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size) {
   co_await enter_writer(lane, file);
   Writing writing(file);
   int error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
   if (error != 0) co_return error;
-  if (!keep_size && offset + bytes > file.size.load()) error = co_await extend_size(cache, lane, file, offset + bytes);
+  if (!keep_size && offset + bytes > file.size.load()) {
+    bool shared = file.mode.load() == Delegation::shared;
+    error = shared ? co_await extend_through(cache, lane, file, offset + bytes)
+                   : co_await extend_size(cache, lane, file, offset + bytes);
+  }
   file.lock.lock();
   touch_locked(file);
   file.lock.unlock();

@@ -8,11 +8,15 @@
 
 namespace extmem::cache {
 
-/// Makes the file known, or gives it a new mode and record. Cached pages go when the record is another's (a newer
-/// change counter). 0, or EINVAL when the record is not sound or names unknown regions.
+/// Makes the file known, or gives it a new mode and record (empty: the one that it has, whatever is being written
+/// meanwhile). Cached pages go when the record is another's (a newer change counter). 0, or EINVAL when the record is
+/// not sound, names unknown regions, or there is none.
 int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<const uint8_t> record);
 
 std::vector<uint8_t> record_of(File& file);
+
+/// Shared mode: how long the manager says that the file is, after a write of ours or somebody else's.
+void set_shared_size(File& file, uint64_t size);
 
 /// fsync, and close after writes: data at the appliances, the record beside the first region and with the manager; with
 /// the manager dead (ENOTCONN) the one beside the region must do. 0 or EIO. owner: lock owner at close.
@@ -22,9 +26,17 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
 /// or flushed until end_cut. The record taken in between is the one that counts.
 Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end);
 
-/// The manager's new record (empty: the cut did not happen). Partial pages at the edges are zeroed; a truncation sets
-/// the size.
-Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record);
+/// The manager's new record (empty: the cut did not happen); a truncation sets the size. Partial pages at the edges are
+/// zeroed here, unless the manager has done that (edges_zeroed).
+Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record, bool edges_zeroed);
+
+/// What an application writes may make the file longer. A page that a mapping dirtied and that the kernel writes back
+/// never does: what lies beyond the end was cut off meanwhile, here or by another mount.
+enum class Origin : uint8_t { application, mapping };
+
+/// As the file's mode is: into the cache, or through to the appliances. 0 or an errno.
+Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, std::span<const std::byte> data,
+                     Origin origin);
 
 /// Room for a range, without writing (fallocate). keep_size as FALLOC_FL_KEEP_SIZE. 0 or an errno.
 Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size);

@@ -229,6 +229,16 @@ RangeAppliances appliances_of(File& file, uint64_t offset, uint32_t bytes) {
 
 }  // namespace
 
+namespace {
+
+/// Whether that much more would be too much. What is larger than a quarter of the limit counts as that: a large write
+/// must get its turn among many small ones, and fit at all where the limit is small.
+bool is_full(uint64_t dirty_bytes, uint64_t bytes, uint64_t limit_bytes) {
+  return dirty_bytes + std::min(bytes, limit_bytes / 4) > limit_bytes;
+}
+
+}  // namespace
+
 Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
   auto appliances = appliances_of(file, offset, bytes);
   if (appliances.lost) co_return EIO;
@@ -236,17 +246,20 @@ Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, ui
   bool counted = false;
   for (;;) {
     bool own_share = false;
+    bool silent = false;
     for (uint32_t index = 0; index < appliances.count; ++index) {
       fabric::Appliance& appliance = *appliances.list[index];
-      bool full = appliance.dirty_bytes.load() + bytes > cache.options().appliance_dirty_bytes;
-      if (full && appliance.state.load() == fabric::PeerState::down) co_return EIO;
-      own_share |= full;
+      if (!is_full(appliance.dirty_bytes.load(), bytes, cache.options().appliance_dirty_bytes)) continue;
+      auto state = appliance.state.load();
+      if (state == fabric::PeerState::down) co_return EIO;
+      silent |= state != fabric::PeerState::up;
+      own_share = true;
     }
-    bool total = cache.dirty_bytes() + bytes > cache.options().dirty_bytes;
-    if (!own_share && !total) co_return 0;
+    if (!own_share && !is_full(cache.dirty_bytes(), bytes, cache.options().dirty_bytes)) co_return 0;
     if (!counted) lane.counters.add(lane.counters.throttled);
     counted = true;
-    if (monotonic_ns() - started > kThrottlePatienceNs) co_return own_share ? EIO : 0;
+    // One that answers is only slow, or others are faster than this writer.
+    if (monotonic_ns() - started > kThrottlePatienceNs) co_return silent ? EIO : 0;
     if (file.dirty_pages.load() > 0) {
       file.lock.lock();
       retry_failed_locked(cache, file);

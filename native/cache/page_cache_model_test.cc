@@ -159,7 +159,7 @@ class Run {
     for (auto& byte : data) byte = static_cast<std::byte>(random_());
     model_.write(offset, data);
     done_.push_back({"write", offset, offset + bytes});
-    CHECK(co_await write_cached(cache_, lane_, *file_, offset, data.data(), bytes) == 0);
+    CHECK(co_await write_file(cache_, lane_, *file_, offset, data, Origin::application) == 0);
     CHECK(file_->size.load() == model_.bytes.size());
     co_return 0;
   }
@@ -205,7 +205,7 @@ class Run {
       if (keep) kept.insert(at, piece.length, 0, extent::LayoutKind::concat, {&member, 1});
       at += piece.length;
     }
-    int error = co_await end_cut(cache_, lane_, *file_, extent::encode_record(attributes, kept));
+    int error = co_await end_cut(cache_, lane_, *file_, extent::encode_record(attributes, kept), false);
     for (const auto& piece : freed) cluster_.recycle(piece);
     co_return error;
   }

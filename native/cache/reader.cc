@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/clock.h"
+
 namespace extmem::cache {
 
 namespace {
@@ -173,8 +175,10 @@ Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
   uint32_t count = pages_spanned(offset, bytes);
   trace::mark(trace::Point::cache_miss, offset);
   lane.counters.add(lane.counters.misses, count);
-  constexpr int kRounds = 64;  // a page may be cut or evicted between fill and pin; not for ever
-  for (int round = 0; round < kRounds; ++round) {
+  // A page may be cut or evicted between fill and pin, and all frames may be in use for a while: not for ever.
+  constexpr uint64_t kPatienceNs = 4'500'000'000;
+  uint64_t started = 0;
+  do {
     PinnedPages filled(cache.frames());
     int error = co_await fill_pages(cache, lane, file, first, count, reuse, true, filled);
     if (error != 0) co_return error;
@@ -182,7 +186,8 @@ Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
     bool hit = cache.pin_locked(file, first, count, pins);
     file.lock.unlock();
     if (hit) co_return 0;
-  }
+    if (started == 0) started = monotonic_ns();
+  } while (monotonic_ns() - started < kPatienceNs);
   co_return EIO;
 }
 

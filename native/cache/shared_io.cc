@@ -14,14 +14,41 @@ namespace {
 
 alignas(kPageBytes) const std::byte kZeroPage[kPageBytes]{};
 
-/// What was dirty here when the file became shared must be out before anything goes past it.
+/// What was dirty here when the file became shared must be out, and there, before anything goes past it.
 Task<int> settle(PageCache& cache, Lane& lane, File& file) {
-  if (file.dirty_pages.load() > 0) {
+  file.lock.lock();
+  bool unwritten = file.dirty_pages.load() > 0 || file.writing_pages > 0;
+  file.lock.unlock();
+  if (unwritten) {
     int error = co_await flush_file(cache, lane, file);
     if (error != 0) co_return error;
   }
   cache.drop_clean(file, 0, UINT32_MAX);
   co_return 0;
+}
+
+/// The manager learns that a range was written, and has told the other holders when this is answered.
+Task<int> tell_written(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes) {
+  file.lock.lock();
+  touch_locked(file);
+  if (offset + bytes > file.size.load()) file.size.store(offset + bytes);
+  uint64_t mtime = file.attributes.mtime_ns;
+  file.lock.unlock();
+  extent::ControlCall call(cache.control_plane(), lane.reactor);
+  call.kind = extent::ControlCall::Kind::wrote;
+  call.node = file.node;
+  call.offset = offset;
+  call.bytes = bytes;
+  call.mtime_ns = mtime;
+  co_return co_await call;
+}
+
+/// Beyond the old end of file a page may hold bytes of an earlier, longer life of the file: zeroes them, up to `end`.
+Task<int> zero_beyond_end(Lane& lane, File& file, uint64_t end) {
+  uint64_t old_size = file.size.load();
+  if (end <= old_size || old_size % kPageBytes == 0) co_return 0;
+  auto gap = static_cast<uint32_t>(std::min<uint64_t>(end - old_size, kPageBytes - old_size % kPageBytes));
+  co_return co_await zero_through(lane, file, old_size, gap);
 }
 
 }  // namespace
@@ -45,32 +72,23 @@ Task<int> zero_through(Lane& lane, File& file, uint64_t offset, uint32_t bytes) 
 Task<int> write_through(PageCache& cache, Lane& lane, File& file, uint64_t offset, const std::byte* data,
                         uint32_t bytes) {
   lane.counters.add(lane.counters.shared_writes);
-  co_await enter_writer(lane, file);
-  Writing writing(file);
   int error = co_await settle(cache, lane, file);
   if (error == 0) error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
   if (error != 0) co_return error;
-  uint64_t old_size = file.size.load();
-  if (offset > old_size && old_size % kPageBytes != 0) {
-    // Beyond the old end of file a page may hold bytes of an earlier, longer life of the file.
-    auto gap = static_cast<uint32_t>(std::min<uint64_t>(offset - old_size, kPageBytes - old_size % kPageBytes));
-    error = co_await zero_through(lane, file, old_size, gap);
-    if (error != 0) co_return error;
-  }
+  error = co_await zero_beyond_end(lane, file, offset);
+  if (error != 0) co_return error;
   error = co_await transfer(lane, file, fabric::Op::write, offset, const_cast<std::byte*>(data), bytes);
   if (error != 0) co_return error;
-  file.lock.lock();
-  touch_locked(file);
-  if (offset + bytes > file.size.load()) file.size.store(offset + bytes);
-  uint64_t mtime = file.attributes.mtime_ns;
-  file.lock.unlock();
-  extent::ControlCall call(cache.control_plane(), lane.reactor);
-  call.kind = extent::ControlCall::Kind::wrote;
-  call.node = file.node;
-  call.offset = offset;
-  call.bytes = bytes;
-  call.mtime_ns = mtime;
-  co_return co_await call;
+  co_return co_await tell_written(cache, lane, file, offset, bytes);
+}
+
+Task<int> extend_through(PageCache& cache, Lane& lane, File& file, uint64_t new_size) {
+  uint64_t old_size = file.size.load();
+  if (new_size <= old_size) co_return 0;
+  int error = co_await settle(cache, lane, file);
+  if (error == 0) error = co_await zero_beyond_end(lane, file, new_size);
+  if (error != 0) co_return error;
+  co_return co_await tell_written(cache, lane, file, old_size, new_size - old_size);
 }
 
 }  // namespace extmem::cache

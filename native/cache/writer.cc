@@ -62,8 +62,13 @@ Task<int> agree_on_room(PageCache& cache, Lane& lane, File& file, uint64_t begin
   extent::ExtentMap agreed;
   if (!extent::decode_record(call.record, cache.directory(), attributes, agreed)) co_return EIO;
   file.lock.lock();
-  file.extents = std::move(agreed);
-  file.attributes = attributes;
+  // What the manager told meanwhile is newer: without what was cut since (the epoch), with what others added.
+  bool newest = attributes.epoch == file.attributes.epoch ? agreed.allocated_bytes() >= file.extents.allocated_bytes()
+                                                          : attributes.epoch > file.attributes.epoch;
+  if (newest) {
+    file.extents = std::move(agreed);
+    file.attributes = attributes;
+  }
   file.lock.unlock();
   co_return 0;
 }
@@ -185,14 +190,18 @@ void touch_locked(File& file) {
 Task<int> ensure_room(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end) {
   uint64_t begin = round_down(offset);
   uint64_t limit = round_up(end);
-  file.lock.lock();
-  bool there = file.extents.next_hole(begin) >= limit;
-  file.lock.unlock();
-  if (there) co_return 0;
+  auto is_there = [&file, begin, limit] {
+    file.lock.lock();
+    bool there = file.extents.next_hole(begin) >= limit;
+    file.lock.unlock();
+    return there;
+  };
+  if (is_there()) co_return 0;
   bool shared = file.mode.load() == Delegation::shared;
   for (int attempt = 0; attempt < 3; ++attempt) {
     if (shared) {
       int error = co_await agree_on_room(cache, lane, file, begin, limit);
+      if (error == 0 && !is_there()) continue;  // cut again meanwhile
       if (error != ENOSPC) co_return error;
     } else if (try_grow(cache, file, begin, limit, false)) {
       keep_reserve(cache, lane);
@@ -236,8 +245,6 @@ Task<int> extend_size(PageCache& cache, Lane& lane, File& file, uint64_t new_siz
 
 Task<int> write_cached(PageCache& cache, Lane& lane, File& file, uint64_t offset, const std::byte* data,
                        uint32_t bytes) {
-  co_await enter_writer(lane, file);
-  Writing writing(file);
   uint64_t end = offset + bytes;
   int error = co_await ensure_room(cache, lane, file, offset, end);
   if (error != 0) co_return error;

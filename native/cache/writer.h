@@ -27,7 +27,8 @@ class Writing {
 /// ENOSPC or EIO.
 Task<int> ensure_room(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end);
 
-/// Into the cache; dirty until flushed. Grows the file. 0 or an errno, and then nothing of it is written.
+/// Into the cache; dirty until flushed. Grows the file. 0 or an errno, and then nothing of it is written. The caller is
+/// a writer.
 Task<int> write_cached(PageCache& cache, Lane& lane, File& file, uint64_t offset, const std::byte* data,
                        uint32_t bytes);
 

@@ -13,7 +13,6 @@
 #include "cache/file_control.h"
 #include "cache/reader.h"
 #include "cache/shared_io.h"
-#include "cache/writer.h"
 #include "fuse/opcode_table.h"
 #include "fuse/session.h"
 
@@ -44,6 +43,18 @@ class FileUse {
   File& file_;
 };
 
+/// A read that is not answered at once.
+class SlowRead {
+ public:
+  explicit SlowRead(File& file) : file_(file) { file_.slow_reads.fetch_add(1); }
+  SlowRead(const SlowRead&) = delete;
+  SlowRead& operator=(const SlowRead&) = delete;
+  ~SlowRead() { file_.slow_reads.fetch_sub(1); }
+
+ private:
+  File& file_;
+};
+
 void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t bytes, const PinnedPages& pins) {
   auto& frames = worker.session().cache().frames();
   iovec segments[1 + cache::kRequestPages];
@@ -67,6 +78,7 @@ void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t
 Detached serve_miss(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes, cache::Reuse reuse) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
+  SlowRead slow(file);
   PinnedPages pins(cache.frames());
   int error = co_await cache::read_pages(cache, worker.lane(), file, offset, bytes, reuse, pins);
   if (error != 0) {
@@ -81,6 +93,7 @@ Detached serve_direct_read(Worker& worker, Ticket ticket, File& file, uint64_t o
                            cache::Reuse reuse, RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
+  SlowRead slow(file);
   if (co_await cache::read_direct(cache, worker.lane(), file, offset, buffer.data(), bytes)) {
     worker.reply(ticket, buffer.data(), bytes);
   } else {
@@ -92,6 +105,7 @@ Detached serve_shared_read(Worker& worker, Ticket ticket, File& file, uint64_t o
                            RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
+  SlowRead slow(file);
   int error = co_await cache::read_through(cache, worker.lane(), file, offset, buffer.data(), bytes);
   if (error != 0) {
     worker.reply_error(ticket, error);
@@ -100,16 +114,24 @@ Detached serve_shared_read(Worker& worker, Ticket ticket, File& file, uint64_t o
   }
 }
 
+/// The kernel reads beyond the end where another mount has cut the file. It takes the first short answer for the end
+/// and ignores those to requests that it had sent before that: the one in which the end is must be answered first.
+Detached serve_beyond_end(Worker& worker, Ticket ticket, File& file) {
+  FileUse use(worker.session().cache(), file);
+  constexpr uint64_t kTurnNs = 1'000'000;
+  constexpr int kTurns = 100;
+  for (int turn = 0; turn == 0 || (turn < kTurns && file.slow_reads.load() > 0); ++turn) {
+    co_await Sleep(worker.reactor(), kTurnNs);
+  }
+  worker.reply(ticket, nullptr, 0);
+}
+
 Detached serve_write(Worker& worker, Ticket ticket, File& file, fuse_write_in in, const std::byte* data,
                      [[maybe_unused]] RequestBuffer buffer) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
-  int error;
-  if (file.mode.load() == Delegation::shared) {
-    error = co_await cache::write_through(cache, worker.lane(), file, in.offset, data, in.size);
-  } else {
-    error = co_await cache::write_cached(cache, worker.lane(), file, in.offset, data, in.size);
-  }
+  auto origin = (in.write_flags & FUSE_WRITE_CACHE) != 0 ? cache::Origin::mapping : cache::Origin::application;
+  int error = co_await cache::write_file(cache, worker.lane(), file, in.offset, {data, in.size}, origin);
   if (error != 0) {
     worker.reply_error(ticket, error);
   } else {
@@ -143,7 +165,11 @@ void handle_read(Worker& worker, Request& request) {
   File& file = *handle_of(in.fh).file;
   uint64_t size = file.size.load(std::memory_order_relaxed);
   worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
-  if (in.offset >= size || in.size == 0) return worker.reply(ticket, nullptr, 0);
+  if (in.offset >= size) {
+    serve_beyond_end(worker, ticket, file);
+    return;
+  }
+  if (in.size == 0) return worker.reply(ticket, nullptr, 0);
   auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
   worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
   if (file.mode.load(std::memory_order_relaxed) == Delegation::shared) {

@@ -121,6 +121,12 @@ export function recordIno(bytes: Uint8Array): number {
   return readU64(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 8);
 }
 
+/** How new an encoded record is: its change counter; the record is not checked. */
+export function recordChange(bytes: Uint8Array): number {
+  if (bytes.length < RecordHeaderBytes) throw invalid(`it has ${bytes.length} bytes`);
+  return readU64(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 40);
+}
+
 /** Where byte `offset` of the file is; undefined: in a hole. */
 export function locate(record: Pick<FileRecord, 'extents'>, offset: number): ExtentMember | undefined {
   for (const extent of record.extents) {

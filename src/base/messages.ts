@@ -147,10 +147,11 @@ export const clientOperations = {
   /** attr absent: no such name (a negative entry that may be cached). The client is told before anybody changes the entry. */
   lookup: operation(Type.Object({ parent: Id, name: Name }), Type.Object({ attr: Type.Optional(Attr), cacheable: Type.Boolean() })),
   getattr: operation(Type.Object({ ino: Id }), Type.Object({ attr: Attr, cacheable: Type.Boolean() })),
-  /** With `size`: others' caches are recalled first; `record` is the caller's current one if it holds the write delegation. */
+  /** With `size`: others' caches are recalled first; `record` is the caller's current one if it holds the write delegation. Then
+   *  it zeroes the page that the new end is in; else the manager has done that (edgesZeroed). */
   setattr: operation(
     Type.Object({ ino: Id, set: SetAttr, record: Type.Optional(Blob) }),
-    Type.Object({ attr: Attr, record: Type.Optional(Blob) }),
+    Type.Object({ attr: Attr, record: Type.Optional(Blob), edgesZeroed: Type.Optional(Type.Boolean()) }),
   ),
   readlink: operation(Type.Object({ ino: Id }), Type.Object({ target: Type.String() })),
   readdir: operation(
@@ -215,8 +216,11 @@ export const clientOperations = {
     Type.Object({ records: Type.Array(Blob) }),
     Type.Object({ failed: Type.Array(Type.Object({ ino: Id, code: Type.String() })) }),
   ),
-  /** Frees a range of the file (fallocate PUNCH_HOLE on page boundaries); the new record is answered. */
-  punch: operation(Type.Object({ ino: Id, offset: Bytes, length: Bytes, record: Type.Optional(Blob) }), Type.Object({ record: Blob })),
+  /** Frees the whole pages of a range of the file (fallocate PUNCH_HOLE); the new record is answered. `record` and edgesZeroed as in setattr. */
+  punch: operation(
+    Type.Object({ ino: Id, offset: Bytes, length: Bytes, record: Type.Optional(Blob) }),
+    Type.Object({ record: Blob, edgesZeroed: Type.Boolean() }),
+  ),
   /** Shared mode: extents proposed by the caller for holes in the file; those of whoever came first count. Unused pieces go back to the caller. */
   extend: operation(
     Type.Object({ ino: Id, record: Blob }),
@@ -254,7 +258,7 @@ export const clientPushes = {
       locks: Type.Optional(Type.Array(Lock)),
     }),
   ),
-  /** The delegation is now this (the others went away). The kernel's pages are dropped before caching begins. */
+  /** The delegation is now this (the others went away). Answered at once. */
   grant: operation(Type.Object({ grant: FileGrant }), Empty),
   /** Current attributes of a file that this client holds for writing. */
   attributes: operation(Type.Object({ ino: Id }), Type.Object({ record: Type.Optional(Blob) })),

@@ -121,13 +121,15 @@ export interface NativeMount {
   /** Pieces of provisioned regions that are free (and zero) again. */
   freeSlabs(pieces: { region: number; offset: number; length: number }[]): void;
 
-  /** Makes a file known, or gives it a new mode and record (the old extents' pages that are not in the new record are dropped). */
-  putFile(node: number, mode: NativeMode, record: Uint8Array): void;
+  /** Makes a file known, or gives it a new mode and record. Without a record it keeps the one it has, whatever is being written. */
+  putFile(node: number, mode: NativeMode, record?: Uint8Array): void;
   fileState(node: number): FileState | undefined;
   /** The current record. With `committed`, marks it as being with the manager. */
   record(node: number, committed: boolean): Uint8Array;
   /** Sets times of a file held for writing. */
   setTimes(node: number, mtime: [number, number] | undefined, ctime: [number, number] | undefined): void;
+  /** Shared mode: how long the file is now, by the manager. */
+  setSize(node: number, size: number): void;
   /** Whether POSIX locks are held for it: FLUSH then makes the commit upcall although nothing changed. */
   setLocked(node: number, locked: boolean): void;
   openHandle(node: number, flags: number): number;
@@ -136,8 +138,8 @@ export interface NativeMount {
   flushFile(node: number): Promise<void>;
   /** Before the manager frees [offset, offset+length) of a file: its pages are dropped, write-back there stops until endCut. length -1: to the end. */
   beginCut(node: number, offset: number, length: number): Promise<void>;
-  /** record: the manager's new one (partial pages at the edges are zeroed); absent: the cut did not happen. */
-  endCut(node: number, record?: Uint8Array): Promise<void>;
+  /** record: the manager's new one; absent: the cut did not happen. Partial pages at the edges are zeroed, unless the manager did that. */
+  endCut(node: number, record?: Uint8Array, edgesZeroed?: boolean): Promise<void>;
   /** Drops clean pages of our cache. */
   dropPages(node: number, offset: number, length: number): void;
   /** Forgets the file; dirty pages are lost (unlinked, or fenced). It must have no handles. */

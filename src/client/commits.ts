@@ -34,16 +34,14 @@ export class Commits {
     private readonly log: Logger,
   ) {}
 
-  commit(ino: number, record: Uint8Array): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const before = this.pending.get(ino);
-      const waiters = before?.waiters ?? [];
-      waiters.push({ resolve, reject });
-      this.pending.set(ino, { ino, record, waiters });
-      if (this.scheduled) return;
-      this.scheduled = true;
-      setImmediate(() => this.sendPending());
-    });
+  async commit(ino: number, record: Uint8Array): Promise<void> {
+    try {
+      await this.queue(ino, record);
+    } catch (error) {
+      const isStale = error instanceof ExtmemError && error.code === 'ESTALE';
+      if (!isStale || this.held.get(ino)?.mode !== 'write') throw error;
+      await this.commitAfterCut(ino);
+    }
   }
 
   /** After the session was resumed: every record that changed while the manager was dead. */
@@ -63,6 +61,28 @@ export class Commits {
 
   counters(): Record<string, number> {
     return { batches: this.batches, records: this.records };
+  }
+
+  /** A truncation of ours overtook the record, which was made before it. Now none can come in between. */
+  private async commitAfterCut(ino: number): Promise<void> {
+    await this.native.beginCut(ino, 0, 0);
+    try {
+      await this.queue(ino, this.native.record(ino, false));
+    } finally {
+      if (this.native.fileState(ino) !== undefined) await this.native.endCut(ino);
+    }
+  }
+
+  private queue(ino: number, record: Uint8Array): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const before = this.pending.get(ino);
+      const waiters = before?.waiters ?? [];
+      waiters.push({ resolve, reject });
+      this.pending.set(ino, { ino, record, waiters });
+      if (this.scheduled) return;
+      this.scheduled = true;
+      setImmediate(() => this.sendPending());
+    });
   }
 
   private sendPending(): void {

@@ -4,7 +4,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Attr, SetAttr } from '../base/messages.js';
-import { PAGE_BYTES } from '../base/protocol.js';
+import { recordChange } from '../base/file_record.js';
 import type { NativeMount } from '../binding/index.js';
 import type { HeldFile, HeldFiles } from './held_files.js';
 import type { Manager } from './manager.js';
@@ -27,24 +27,14 @@ export class Cuts {
     return attr;
   }
 
-  /** Frees [offset, offset+length): reads as zeros, the size stays. */
+  /** Frees [offset, offset+length), and zeroes what of it is not whole pages: it reads as zeros, the size stays. */
   async punch(ino: number, offset: number, length: number): Promise<void> {
     const file = await this.settled(ino);
     if (file === undefined) throw new ExtmemError('EBADF', `punching a hole into inode ${ino}: it is not open`);
-    const first = Math.ceil(offset / PAGE_BYTES) * PAGE_BYTES;
-    const end = Math.floor((offset + length) / PAGE_BYTES) * PAGE_BYTES;
-    await this.cut(
-      file,
-      offset,
-      length,
-      () =>
-        end > first
-          ? this.manager.ask('punch', { ino, offset: first, length: end - first, ...this.ownRecord(file) })
-          : Promise.resolve({ record: this.native.record(ino, false) }), // within a page: zeroed in place
-    );
+    await this.cut(file, offset, length, () => this.manager.ask('punch', { ino, offset, length, ...this.ownRecord(file) }));
   }
 
-  private async cut<Answer extends { record?: Uint8Array | undefined }>(
+  private async cut<Answer extends { attr?: Attr; record?: Uint8Array | undefined; edgesZeroed?: boolean | undefined }>(
     file: HeldFile,
     offset: number,
     length: number,
@@ -58,15 +48,30 @@ export class Cuts {
     let answer: Answer;
     try {
       answer = await ask();
-      if (answer.record !== undefined) await this.regions.fetchFor(answer.record);
+      if (answer.record !== undefined) await this.regions.fetchFor(answer.record, file.asked === 'write');
     } catch (error) {
       // Without an answer nobody knows whether it was done; after the session is resumed the manager's record decides.
       if (!this.manager.alive) file.uncertain = true;
       await this.native.endCut(ino);
       throw error;
     }
-    await this.native.endCut(ino, answer.record);
+    await this.install(file, answer);
     return answer;
+  }
+
+  /** What others did to a shared file after the cut may have been told before the cut's answer. */
+  private async install(file: HeldFile, { record, edgesZeroed }: { record?: Uint8Array | undefined; edgesZeroed?: boolean | undefined }) {
+    const { ino } = file;
+    const isNewest = record === undefined || recordChange(record) >= file.recordChange;
+    if (isNewest && record !== undefined) file.recordChange = recordChange(record);
+    const installed = this.native.endCut(ino, isNewest ? record : this.native.record(ino, false), edgesZeroed === true);
+    const settled: Promise<void> = installed
+      .catch(() => undefined)
+      .then(() => {
+        if (file.installing === settled) file.installing = undefined;
+      });
+    file.installing = settled;
+    await installed;
   }
 
   private ownRecord(file: HeldFile): { record?: Uint8Array } {

@@ -14,6 +14,7 @@ import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Attr, FileGrant } from '../base/messages.js';
 import type { NativeMode, NativeMount } from '../binding/index.js';
+import { recordChange } from '../base/file_record.js';
 import type { Manager } from './manager.js';
 import type { KnownRegions } from './regions.js';
 
@@ -39,6 +40,14 @@ export interface HeldFile {
   uncertain: boolean;
   /** Set while the delegation changes; never rejects. */
   changing: Promise<void> | undefined;
+  /** Change counters of the newest attributes and of the newest record that the manager told of it. Answers and pushes overtake
+   *  each other: what is older than these changes nothing any more. */
+  attrChange: number;
+  recordChange: number;
+  /** A cut's record is being installed by native, and nothing else until that is done. Never rejects. */
+  installing: Promise<void> | undefined;
+  /** Counts changes of the delegation: a grant that waits is void when another came in between. */
+  turn: number;
   /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
   soleHolder: boolean;
 }
@@ -95,14 +104,35 @@ export class HeldFiles {
     if (file.changing === undefined) this.settleIdle(file);
   }
 
-  /** The newest attributes. Without a name nothing of it needs to be written back. */
+  /** Attributes that the manager told. Without a name nothing of it needs to be written back. */
   noteAttr(attr: Attr): void {
     const file = this.files.get(attr.ino);
-    if (file === undefined) return;
+    if (file === undefined || attr.change < file.attrChange) return;
     file.attr = attr;
+    file.attrChange = attr.change;
+    if (file.mode === 'shared') this.native.setSize(attr.ino, attr.size);
     if (attr.nlink > 0 || file.unlinked) return;
     file.unlinked = true;
     if (!isOpen(file) && file.changing === undefined) this.giveBack(file);
+  }
+
+  /** A record that the manager told, of a file that is not held for writing. One that was overtaken changes nothing. */
+  noteRecord(file: HeldFile, record: Uint8Array): void {
+    const change = recordChange(record);
+    if (change < file.recordChange) return;
+    file.recordChange = change;
+    this.native.putFile(file.ino, file.mode, record);
+    if (change >= file.attrChange) {
+      file.attrChange = change;
+    } else if (file.mode === 'shared') {
+      this.native.setSize(file.ino, file.attr.size);
+      this.native.setTimes(file.ino, file.attr.mtime, file.attr.ctime);
+    }
+  }
+
+  /** The session was lost: what comes on the next one is newer, whatever it is. */
+  forgetChanges(): void {
+    for (const file of this.files.values()) file.attrChange = file.recordChange = 0;
   }
 
   /** Runs a change of the delegation; opens wait for it. `change` must not wait for another change of the same file. */
@@ -189,16 +219,12 @@ export class HeldFiles {
     if (mode === 'none') throw new ExtmemError('EIO', `opening inode ${attr.ino}: the manager granted nothing`);
     this.regions.put(grant.regions);
     const before = this.files.get(attr.ino);
-    const nativeIsNewer = before?.mode === 'write' && mode === 'write' && !before.uncertain;
-    if (!nativeIsNewer) this.native.putFile(attr.ino, mode, record);
     if (before !== undefined) {
-      if (before.mode === 'shared' || mode === 'shared') before.kernelPagesValid = false;
-      before.mode = mode;
+      this.installAgain(before, grant);
       before.asked = before.asked === 'write' ? 'write' : asked;
-      before.attr = attr;
-      before.uncertain = false;
       return before;
     }
+    this.native.putFile(attr.ino, mode, record);
     const closedAt = this.closedChanges.get(attr.ino);
     const file: HeldFile = {
       ino: attr.ino,
@@ -211,10 +237,30 @@ export class HeldFiles {
       unlinked: attr.nlink === 0,
       uncertain: false,
       changing: undefined,
+      attrChange: attr.change,
+      recordChange: attr.change,
+      installing: undefined,
+      turn: 0,
       soleHolder: false,
     };
     this.files.set(attr.ino, file);
     return file;
+  }
+
+  /** Another mode for a file that is known here: by an acquire's answer, or because the others went away. */
+  installAgain(file: HeldFile, { mode, attr, record }: FileGrant): void {
+    if (mode === 'none') return;
+    file.turn += 1;
+    const nativeIsNewer = file.mode === 'write' && mode === 'write' && !file.uncertain;
+    if (file.mode === 'write' && !nativeIsNewer) file.recordChange = 0; // given up, or uncertain: the manager's is the truth
+    if (!nativeIsNewer) {
+      this.noteRecord(file, record);
+      this.native.putFile(file.ino, mode);
+    }
+    if (file.mode === 'shared' || mode === 'shared') file.kernelPagesValid = false;
+    file.mode = mode;
+    file.uncertain = false;
+    this.noteAttr(attr);
   }
 
   private count(file: HeldFile, mode: OpenMode): HeldFile {

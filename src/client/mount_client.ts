@@ -167,6 +167,7 @@ export class MountClient {
     for (const { parent, name } of this.cache.cachedEntries()) notices.push(this.native.invalidateEntry(parent, name));
     for (const ino of this.cache.cachedInodes()) notices.push(this.native.invalidateInode(ino, -1, 0));
     this.cache.clear();
+    this.held.forgetChanges();
     const lease = new AbortController();
     const leaseEnd = sleep(this.session.hello.leaseMs, undefined, { signal: lease.signal }).catch(() => undefined);
     await Promise.race([Promise.allSettled(notices), leaseEnd]);

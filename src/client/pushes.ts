@@ -6,7 +6,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import type { Answer, Ask } from '../base/messages.js';
+import type { Answer, Ask, FileGrant } from '../base/messages.js';
 import type { NativeMount } from '../binding/index.js';
 import type { AttributeCache } from './attribute_cache.js';
 import type { BoundedWait } from './bounded_wait.js';
@@ -36,10 +36,6 @@ const WHOLE_FILE = -1;
 const DONE: Record<string, never> = {};
 
 export class Pushes implements PushHandlers {
-  /** Records pushed per file: one that needs regions fetched must not overwrite its successor. */
-  private readonly pushed = new WeakMap<HeldFile, number>();
-  /** Grants under way: they wait for the kernel only, and a recall that follows waits for them. */
-  private readonly granting = new WeakMap<HeldFile, Promise<void>>();
   private recalls = 0;
 
   constructor(private readonly parts: PushParts) {}
@@ -50,7 +46,7 @@ export class Pushes implements PushHandlers {
     cache.invalidateAttr(ino);
     const file = held.get(ino);
     if (file === undefined) return { open: 'none' };
-    await this.granting.get(file);
+    file.turn += 1; // a grant that waits is void
     try {
       return await held.changeDelegation(file, () => this.giveUp(file, to));
     } catch (error) {
@@ -60,25 +56,13 @@ export class Pushes implements PushHandlers {
     }
   }
 
-  async grant({ grant }: PushAsk<'grant'>): Promise<typeof DONE> {
-    const { held, native, regions } = this.parts;
-    const { ino } = grant.attr;
-    const file = held.get(ino);
+  /** Answered at once: that this client may have more is written down, and it takes it when it can. */
+  grant({ grant }: PushAsk<'grant'>): typeof DONE {
+    const { held, log } = this.parts;
+    const file = held.get(grant.attr.ino);
     if (file === undefined || file.changing !== undefined || grant.mode === 'none') return DONE;
-    const { mode } = grant;
-    const granted = held.changeDelegation(file, async () => {
-      await this.dropKernelPages(file, 0, WHOLE_FILE);
-      native.dropPages(ino, 0, WHOLE_FILE);
-      regions.put(grant.regions);
-      native.putFile(ino, mode, grant.record);
-      file.mode = mode;
-      file.attr = grant.attr;
-    });
-    this.granting.set(
-      file,
-      granted.catch(() => undefined),
-    );
-    await granted;
+    file.turn += 1;
+    this.takeGrant(file, grant).catch((error: unknown) => log.warn({ ino: file.ino, error }, 'taking a delegation again failed'));
     return DONE;
   }
 
@@ -132,6 +116,24 @@ export class Pushes implements PushHandlers {
     return { recalls: this.recalls };
   }
 
+  /** With no writer within, and none of our cuts under way: what the manager told of those is newer than the grant. The kernel's
+   *  pages are those of now, by the notices of shared mode. Dropping them would make the kernel ignore attributes that it is
+   *  asking for at the same time, and a read that asks where the file ends would end at an older end. */
+  private async takeGrant(file: HeldFile, grant: FileGrant): Promise<void> {
+    const { held, native, regions } = this.parts;
+    const { turn, ino } = file;
+    const isVoid = (): boolean => file.turn !== turn || file.changing !== undefined || held.get(ino) !== file;
+    await native.beginCut(ino, 0, 0); // finds nothing to cut: only the writers wait
+    try {
+      if (isVoid()) return;
+      native.dropPages(ino, 0, WHOLE_FILE);
+      regions.put(grant.regions);
+      held.installAgain(file, grant);
+    } finally {
+      if (native.fileState(ino) !== undefined) await native.endCut(ino); // not closed and given back meanwhile
+    }
+  }
+
   /** A file open for writing cannot keep `read`; one that is not open keeps nothing. */
   private async giveUp(file: HeldFile, to: PushAsk<'recall'>['to']): Promise<PushAnswer<'recall'>> {
     const { ino } = file;
@@ -143,6 +145,7 @@ export class Pushes implements PushHandlers {
     file.soleHolder = false;
     const handed = locks.handOver(ino); // now, not before: a file that cannot be given up keeps its locks
     const open = file.writers > 0 ? 'write' : isOpen(file) ? 'read' : 'none';
+    file.asked = file.writers > 0 ? 'write' : 'read'; // what the manager counts it as from now on
     if (open === 'none') {
       held.forget(file);
       locks.closed(ino);
@@ -154,7 +157,7 @@ export class Pushes implements PushHandlers {
     if (file.mode !== 'write') return;
     const { native } = this.parts;
     await native.flushFile(file.ino);
-    native.putFile(file.ino, 'read', native.record(file.ino, false));
+    native.putFile(file.ino, 'read');
     file.mode = 'read';
   }
 
@@ -165,7 +168,7 @@ export class Pushes implements PushHandlers {
       file.soleHolder = file.mode === 'write';
       // The kernel's dirty pages of mappings come to our cache while they still may wait there …
       if (file.writers > 0) await this.dropKernelPages(file, 0, WHOLE_FILE);
-      native.putFile(ino, 'shared', native.record(ino, false));
+      native.putFile(ino, 'shared');
       file.mode = 'shared';
     }
     // … and those dirtied meanwhile go through.
@@ -180,16 +183,10 @@ export class Pushes implements PushHandlers {
   }
 
   private async takeRecord(file: HeldFile, record: Uint8Array): Promise<void> {
-    if (file.mode === 'write') return; // native's is the newer one
-    const turn = (this.pushed.get(file) ?? 0) + 1;
-    this.pushed.set(file, turn);
-    await this.parts.regions.fetchFor(record);
-    if (this.pushed.get(file) !== turn || this.parts.held.get(file.ino) !== file) return;
-    if (modeNow(file) !== 'write') this.parts.native.putFile(file.ino, file.mode, record);
+    const { held, regions } = this.parts;
+    await regions.fetchFor(record, file.asked === 'write');
+    await file.installing;
+    // Native's is the newer one of a file that is held for writing.
+    if (held.get(file.ino) === file && file.mode !== 'write') held.noteRecord(file, record);
   }
-}
-
-/** Read afresh: it may have changed over an await. */
-function modeNow(file: HeldFile): HeldFile['mode'] {
-  return file.mode;
 }

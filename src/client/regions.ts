@@ -4,12 +4,14 @@
  */
 import type { ApplianceInfo, RegionGrant } from '../base/messages.js';
 import {
+  decodeCapability,
   decodeExtentHeader,
   decodeExtentMember,
   decodeRecordHeader,
   ExtentHeaderBytes,
   ExtentMemberBytes,
   RecordHeaderBytes,
+  Right,
 } from '../base/protocol.js';
 import type { NativeMount } from '../binding/index.js';
 import type { Manager } from './manager.js';
@@ -18,8 +20,8 @@ import type { Manager } from './manager.js';
 const SPREAD = 16;
 
 export class KnownRegions {
-  /** Where each region is, and of which life of that appliance. */
-  private readonly known = new Map<number, { appliance: string; incarnation: number }>();
+  /** Where each region is, of which life of that appliance, and whether we may write to it. */
+  private readonly known = new Map<number, { appliance: string; incarnation: number; writable: boolean }>();
   /** Regions that we carve files from. */
   private readonly provision = new Set<number>();
   private readonly up = new Set<string>();
@@ -45,7 +47,9 @@ export class KnownRegions {
   put(grants: readonly RegionGrant[]): void {
     for (const { region, bytes, appliance, incarnation, capability } of grants) {
       this.native.putRegion({ region, bytes, appliance, capability });
-      this.known.set(region, { appliance, incarnation });
+      const view = new DataView(capability.buffer, capability.byteOffset, capability.byteLength);
+      const writable = (decodeCapability(view, 0).rights & Right.write) !== 0;
+      this.known.set(region, { appliance, incarnation, writable });
     }
   }
 
@@ -73,14 +77,14 @@ export class KnownRegions {
     if (regions.length > 0) this.native.loseRegions([...regions]);
   }
 
-  /** Asks the manager for what the record names and native does not have yet. */
-  async fetchFor(record: Uint8Array): Promise<void> {
-    const regions = this.unknownIn(record);
+  /** Asks the manager for what the record names and native does not have yet, or may only read while the file is `forWriting`. */
+  async fetchFor(record: Uint8Array, forWriting: boolean): Promise<void> {
+    const regions = this.lackingIn(record, forWriting);
     if (regions.length > 0) this.put((await this.manager.ask('regions', { regions })).regions);
   }
 
-  private unknownIn(record: Uint8Array): number[] {
-    const unknown = new Set<number>();
+  private lackingIn(record: Uint8Array, forWriting: boolean): number[] {
+    const lacking = new Set<number>();
     const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
     let at = RecordHeaderBytes;
     for (let left = decodeRecordHeader(view, 0).extentCount; left > 0; left -= 1) {
@@ -88,9 +92,10 @@ export class KnownRegions {
       at += ExtentHeaderBytes;
       for (let member = 0; member < memberCount; member += 1, at += ExtentMemberBytes) {
         const region = Number(decodeExtentMember(view, at).region);
-        if (!this.known.has(region)) unknown.add(region);
+        const known = this.known.get(region);
+        if (known === undefined || (forWriting && !known.writable)) lacking.add(region);
       }
     }
-    return [...unknown];
+    return [...lacking];
   }
 }

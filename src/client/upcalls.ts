@@ -4,7 +4,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import { decodeRecord, encodeRecord, mergeExtents } from '../base/file_record.js';
+import { decodeRecord, encodeRecord, mergeExtents, recordChange } from '../base/file_record.js';
 import type { NativeMount, Upcall } from '../binding/index.js';
 import type { AttributeCache } from './attribute_cache.js';
 import type { Commits } from './commits.js';
@@ -80,6 +80,8 @@ export class Upcalls {
     if (held.get(node)?.soleHolder === true) return this.extendAlone(node, record);
     const agreed = await manager.ask('extend', { ino: node, record });
     regions.put(agreed.regions);
+    const file = held.get(node); // native takes the record itself, unless it has a newer one by now
+    if (file !== undefined) file.recordChange = Math.max(file.recordChange, recordChange(agreed.record));
     if (agreed.unused.length > 0) native.freeSlabs(agreed.unused);
     cache.dropAttr(node);
     return agreed.record;
@@ -100,7 +102,7 @@ export class Upcalls {
     const file = held.get(node);
     if (file?.soleHolder === true) return;
     const { attr } = await manager.ask('wrote', { ino: node, offset, length, mtime: [mtimeSec, mtimeNsec] });
-    if (file !== undefined) file.attr = attr;
+    held.noteAttr(attr);
     cache.dropAttr(node);
   }
 }

@@ -109,6 +109,7 @@ interface MadeName {
 export function noteNewName(fs: FileSystem, stamp: FillStamp, made: MadeName, parents: readonly Attr[]): boolean {
   const { cache } = fs.client;
   for (const attr of parents) cache.replaceAttr(attr);
+  cache.dropEntry(made.parent, made.name); // also when the new one may not be kept: what it was before is wrong now
   cache.keepEntry(stamp, made.parent, made.name, made.ino);
   return cache.mayKeep(stamp);
 }

@@ -237,7 +237,7 @@ async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create
 function regionGrants(parts: Parts, client: Client, ids: readonly number[]): Answer<Operations, 'regions'>['regions'] {
   const { regions, delegations, files, store } = parts;
   const rights = new Map(ids.map((id) => [id, client.granted.get(id)?.rights ?? 0]));
-  if ([...rights.values()].includes(0)) {
+  if ([...rights.values()].some((right) => right !== READ_WRITE)) {
     for (const { ino, holder } of delegations.heldBy(client.id)) {
       const held = holder.row.open === 'write' ? READ_WRITE : Right.read;
       for (const id of files.regionIds(files.extents(store, ino))) if (rights.has(id)) rights.set(id, (rights.get(id) ?? 0) | held);

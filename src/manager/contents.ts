@@ -34,8 +34,16 @@ export interface ContentsParts {
   fence(client: Client, why: string): Promise<void>;
 }
 
+interface CutAnswer {
+  attr: Attr;
+  record: Buffer;
+  /** By the manager; else whoever cut does it itself. */
+  edgesZeroed: boolean;
+}
+
 interface CutAsk {
   ino: number;
+  /** In bytes; whole pages of it are freed, and what is left at its edges is zeroed. */
   range: { offset: number; length: number };
   set?: SetAttr;
   record?: Uint8Array | undefined;
@@ -86,14 +94,14 @@ export class Contents {
     ino: number,
     set: SetAttr & { size: number },
     options: { record?: Uint8Array; also?: (tx: Transaction, inode: Inode) => Inode } = {},
-  ): Promise<{ attr: Attr; record: Buffer }> {
-    const end = Math.ceil(set.size / PAGE_BYTES) * PAGE_BYTES;
-    return this.cut(client, { ino, range: { offset: end, length: Infinity }, set, ...options });
+  ): Promise<CutAnswer> {
+    return this.cut(client, { ino, range: { offset: set.size, length: Infinity }, set, ...options });
   }
 
-  async punch(client: Client, ask: Ask<Operations, 'punch'>): Promise<{ record: Buffer }> {
-    const { record } = await this.cut(client, { ino: ask.ino, range: { offset: ask.offset, length: ask.length }, record: ask.record });
-    return { record };
+  async punch(client: Client, ask: Ask<Operations, 'punch'>): Promise<Answer<Operations, 'punch'>> {
+    const range = { offset: ask.offset, length: ask.length };
+    const { record, edgesZeroed } = await this.cut(client, { ino: ask.ino, range, record: ask.record });
+    return { record, edgesZeroed };
   }
 
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
@@ -157,7 +165,7 @@ export class Contents {
       throw new ExtmemError('ESTALE', `client ${client.id} does not hold inode ${ino} for writing`);
   }
 
-  private async cut(client: Client | undefined, ask: CutAsk): Promise<{ attr: Attr; record: Buffer }> {
+  private async cut(client: Client | undefined, ask: CutAsk): Promise<CutAnswer> {
     const { store, delegations, interest, reclaimer } = this.parts;
     return delegations.turns.run(ask.ino, async () => {
       findFile(store, ask.ino);
@@ -169,8 +177,10 @@ export class Contents {
         return { inode, tickets: reclaimer.ticketsOf(tx) };
       });
       const size = ask.set?.size;
-      const writesItself = client !== undefined && ['write', 'shared'].includes(delegations.find(ask.ino, client.id)?.row.mode ?? '');
-      const zeroed = size !== undefined && size < before && !writesItself ? await settle(this.zeroTail(inode, size)) : undefined;
+      // In what a writer caches only the writer can zero; what others may read at any time is zeroed before they are told.
+      const isWriter = client !== undefined && delegations.find(ask.ino, client.id)?.row.mode === 'write';
+      const edgesZeroed = !(isWriter && ask.record !== undefined);
+      const zeroed = edgesZeroed ? await settle(this.zeroEdges(inode, ask.range, before)) : undefined;
       delegations.extentsChanged(ask.ino, client);
       const attr = attrOf(inode);
       const dropped =
@@ -184,7 +194,7 @@ export class Contents {
       delegations.rebalance(ask.ino);
       // All are told first: the file is cut, also if its last page could not be cleaned.
       if (zeroed instanceof Error) throw zeroed;
-      return { attr, record: recordOf(store, inode) };
+      return { attr, record: recordOf(store, inode), edgesZeroed };
     });
   }
 
@@ -198,18 +208,27 @@ export class Contents {
     return Object.keys(rest).length === 0 ? cut : names.setAttributes(tx, cut, rest);
   }
 
-  /** The bytes after the new end in its page: whoever makes the file longer again must read zeros. A writer does it itself. */
-  private async zeroTail(inode: Inode, size: number): Promise<void> {
+  /** The parts of pages at the ends of a cut: of a hole both, of a truncation what follows the new end in its page, so that
+   *  whoever makes the file longer again reads zeros. */
+  private async zeroEdges(inode: Inode, range: { offset: number; length: number }, sizeBefore: number): Promise<void> {
+    const end = Math.min(range.offset + range.length, Math.ceil(sizeBefore / PAGE_BYTES) * PAGE_BYTES);
+    const first = Math.ceil(range.offset / PAGE_BYTES) * PAGE_BYTES;
+    const last = Math.max(first, Math.floor(end / PAGE_BYTES) * PAGE_BYTES);
+    const edges = [
+      { from: range.offset, to: Math.min(first, end) },
+      { from: last, to: end },
+    ];
+    await Promise.all(edges.map(async ({ from, to }) => (from < to ? this.zeroInPage(inode, from, to) : undefined)));
+  }
+
+  private async zeroInPage(inode: Inode, from: number, to: number): Promise<void> {
     const { store, files, regions, appliances } = this.parts;
-    const within = size % PAGE_BYTES;
-    if (within === 0) return;
-    const at = locate({ extents: files.extents(store, inode.ino) }, size);
-    if (at === undefined) return;
-    const region = regions.get(at.region);
-    if (region === undefined || region.row.lost) return;
+    const at = locate({ extents: files.extents(store, inode.ino) }, from);
+    const region = at === undefined ? undefined : regions.get(at.region);
+    if (at === undefined || region === undefined || region.row.lost) return;
     const appliance = appliances.get(region.row.appliance);
     if (appliance === undefined) return;
-    await appliances.call(appliance, 'punch', { pieces: [{ region: at.region, offset: at.offset, length: PAGE_BYTES - within }] });
+    await appliances.call(appliance, 'punch', { pieces: [{ region: at.region, offset: at.offset, length: to - from }] });
   }
 
   /** All of these have dropped what changed when this resolves; who cannot be told is fenced. */
@@ -232,8 +251,8 @@ export class Contents {
     lock?: string,
   ): Promise<void> {
     const unlessBusyWith = lock === undefined ? {} : { unlessBusyWith: [lock] };
-    // It needs the record on a new session too: it asks again.
-    const options = { again: news.record !== undefined, ...unlessBusyWith };
+    // On a new session too: it needs the record, and its kernel's pages of a shared file are not dropped with a session.
+    const options = { again: true, ...unlessBusyWith };
     let told = await this.parts.clients.tell(client, 'invalidate', news, { limitMs: times.wroteTellMs, ...options });
     const isAlive = client.isConnected && (client.session?.silentMs ?? Infinity) < times.wroteTellMs;
     if (told.status === 'silent' && (!isAlive || news.record !== undefined))

@@ -143,6 +143,10 @@ export class TestCluster {
     return Object.assign(role, { mountPoint, path: (inner: string) => join(mountPoint, inner) });
   }
 
+  running(): Role[] {
+    return [...this.roles.values()];
+  }
+
   role(name: string): Role {
     const role = this.roles.get(name);
     if (role === undefined) throw new Error(`no ${name} runs`);

@@ -44,6 +44,59 @@ describe('two mounts', () => {
     await b.do(`os.close(fb)`);
   });
 
+  test('a read of an open file ends where the other has cut it', async () => {
+    await a.do(`fa = os.open('cut', os.O_CREAT | os.O_RDWR); os.pwrite(fa, b'x' * 1_000_000, 0)`);
+    expect(await b.do(`fb = os.open('cut', os.O_RDONLY); len(os.pread(fb, 1_000_000, 0))`)).toBe(1_000_000);
+    await a.do(`os.ftruncate(fa, 415_261)`);
+    expect(await b.do(`len(os.pread(fb, 1_000_000, 0))`)).toBe(415_261);
+    await a.do(`os.close(fa)`);
+    await b.do(`os.close(fb)`);
+  });
+
+  test('fallocate beyond the end is seen by the other', async () => {
+    await a.do(`fa = os.open('longer', os.O_CREAT | os.O_RDWR); os.pwrite(fa, b'x' * 100, 0)`);
+    await b.do(`fb = os.open('longer', os.O_RDWR)`);
+    await a.do(`fallocate(fa, 0, 0, 50_000)`);
+    expect(await b.do(`os.fstat(fb).st_size, os.pread(fb, 50_000, 0) == b'x' * 100 + bytes(49_900)`)).toEqual([50_000, true]);
+    await a.do(`os.close(fa)`);
+    await b.do(`os.close(fb)`);
+  });
+
+  test.each([
+    ['within a page', 5000, 100],
+    ['over pages, its ends within some', 5000, 20_000],
+  ])('a hole %s that one punches is zeros for the other, which had read it', async (_, offset, length) => {
+    await a.do(`fa = os.open('hole', os.O_CREAT | os.O_RDWR); data = bytearray(random.randbytes(40_000)); os.pwrite(fa, data, 0)`);
+    expect(await b.do(`fb = os.open('hole', os.O_RDONLY); sha(os.pread(fb, 40_000, 0))`)).toBe(await a.do(`sha(data)`));
+    await a.do(`fallocate(fa, 3, ${offset}, ${length}); data[${offset}:${offset + length}] = bytes(${length})`);
+    expect(await b.do(`sha(os.pread(fb, 40_000, 0))`)).toBe(await a.do(`sha(data)`));
+    await a.do(`os.close(fa)`);
+    await b.do(`os.close(fb)`);
+  });
+
+  test('who could only read a region can write to it once a file that it writes lies there', async () => {
+    await a.do(`put('other', b'x' * 5000)`);
+    expect(await b.do(`len(get('other'))`)).toBe(5000);
+    await a.do(`fa = os.open('both', os.O_CREAT | os.O_RDWR)`);
+    await b.do(`fb = os.open('both', os.O_RDWR)`);
+    await a.do(`os.pwrite(fa, b'a' * 8192, 0)`);
+    await b.do(`os.pwrite(fb, b'b' * 4096, 4096)`);
+    expect(await a.do(`os.pread(fa, 8192, 0) == b'a' * 4096 + b'b' * 4096`)).toBe(true);
+    await a.do(`os.close(fa)`);
+    await b.do(`os.close(fb)`);
+  });
+
+  test('pages that a mapping has dirtied do not bring back what the other has cut off', async () => {
+    await a.do(`fa = os.open('mapped', os.O_CREAT | os.O_RDWR); os.pwrite(fa, b'x' * 8192, 0)`);
+    await b.do(`fb = os.open('mapped', os.O_RDWR); m = mmap.mmap(fb, 8192); m[5000:5005] = b'dirty'`);
+    await a.do(`os.ftruncate(fa, 100)`);
+    await b.do(`m.flush()`);
+    expect(await a.do(`os.fstat(fa).st_size`)).toBe(100);
+    expect(await b.do(`os.fstat(fb).st_size`)).toBe(100);
+    await a.do(`os.close(fa)`);
+    await b.do(`m.close(); os.close(fb)`);
+  });
+
   test('a file replaced by rename is the new one at once', async () => {
     await a.do(`open('target', 'w').write('old')`);
     expect(await b.do(`open('target').read()`)).toBe('old');

@@ -3,7 +3,7 @@ import { constants } from 'node:os';
 import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
 import { settle, startClient, type TestClient } from './mounted.js';
 
-const { EIO, ENOTCONN, ESTALE, ENOSPC } = constants.errno;
+const { EIO, ENOTCONN, ENOSPC } = constants.errno;
 
 let t: TestClient;
 
@@ -19,13 +19,31 @@ const commit = (id: number, node: number, owner = ''): void =>
 
 test('records of one turn go in one request, and each file is answered for itself', async () => {
   for (const ino of [5, 6, 7]) await t.client.held.open(ino, 'write');
-  t.manager.script.commit = () => ({ failed: [{ ino: 6, code: 'ESTALE' }] });
+  t.manager.script.commit = () => ({ failed: [{ ino: 6, code: 'ENOSPC' }] });
   t.manager.takeAsked();
   for (const [id, ino] of [5, 6, 7].entries()) commit(id, ino);
   expect((await t.native.told('answers', 0)).errno).toBe(0);
-  expect((await t.native.told('answers', 1)).errno).toBe(ESTALE);
+  expect((await t.native.told('answers', 1)).errno).toBe(ENOSPC);
   expect((await t.native.told('answers', 2)).errno).toBe(0);
   expect(t.manager.takeAsked()).toEqual(['commit']);
+});
+
+test('a record that a truncation has overtaken is followed by the one of now, while nobody truncates', async () => {
+  await t.client.held.open(5, 'write');
+  t.native.write(5, 4096);
+  const committed: Uint8Array[] = [];
+  t.manager.script.commit = ({ records }) => {
+    committed.push(...records);
+    if (committed.length > 1) return { failed: [] };
+    t.native.write(5, 8192); // stands for the truncation
+    return { failed: [{ ino: 5, code: 'ESTALE' }] };
+  };
+  commit(1, 5);
+  expect((await t.native.told('answers', 1)).errno).toBe(0);
+  expect(committed).toHaveLength(2);
+  expect(committed[1]).toEqual(t.native.record(5, false));
+  await settle();
+  expect(t.native.log.slice(-2)).toEqual(['beginCut 5 0 0', 'endCut 5 failed']);
 });
 
 test('with the manager dead native is told so, and the record follows when it is back', async () => {

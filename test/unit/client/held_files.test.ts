@@ -1,10 +1,24 @@
 import { beforeEach, describe, expect, test } from '@jest/globals';
-import type { Lock } from '../../../src/base/messages.js';
+import { decodeRecord, encodeRecord } from '../../../src/base/file_record.js';
+import type { Lock, RegionGrant } from '../../../src/base/messages.js';
+import { CapabilityBytes, encodeCapability, Right } from '../../../src/base/protocol.js';
 import { isOpen } from '../../../src/client/held_files.js';
 import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
 import { settle, startClient, type TestClient } from './mounted.js';
 
 let t: TestClient;
+
+function regionGrant(region: number, rights: number): RegionGrant {
+  const capability = Buffer.alloc(CapabilityBytes);
+  encodeCapability(new DataView(capability.buffer, capability.byteOffset), 0, {
+    client: 1n,
+    clientGeneration: 1,
+    rights,
+    region: BigInt(region),
+    mac: new Uint8Array(32),
+  });
+  return { region, bytes: 64 * 1024 * 1024, appliance: 'a', incarnation: 1, capability };
+}
 
 beforeEach(async () => {
   t = await startClient({ maxIdleFiles: 2 });
@@ -188,26 +202,74 @@ describe('recall', () => {
     await recalled;
   });
 
-  test('the exclusive mode comes back by a grant, with the pages dropped first', async () => {
+  test('the exclusive mode comes back by a grant, once nobody writes', async () => {
     t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
     await t.client.held.open(5, 'write');
     t.native.log.length = 0;
     await t.manager.pushes?.grant({ grant: grantOf(5, 'write', { change: 9, size: 12 }) });
-    expect(t.native.log).toEqual(['invalidateInode 5 0 -1', 'dropPages 5 0 -1', 'put 5 write']);
+    await settle();
+    expect(t.native.log).toEqual(['beginCut 5 0 0', 'dropPages 5 0 -1', 'put 5 shared', 'put 5 write', 'endCut 5 failed']);
     expect(t.client.held.get(5)).toMatchObject({ mode: 'write', kernelPagesValid: false });
+  });
+
+  test('opened for writing again after a recall that found it open for reading only: the manager is asked', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'write');
+    await t.client.held.open(5, 'read');
+    await t.client.held.open(5, 'write');
+    t.client.held.close(5, 'write');
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toMatchObject({ open: 'read' });
+    t.manager.takeAsked();
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await t.client.held.open(5, 'write');
+    expect(t.manager.takeAsked()).toEqual(['acquire']);
+  });
+
+  test('a grant that a write of ours has overtaken does not take that write back', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    t.manager.script.wrote = ({ ino }) => ({ attr: attrOfFile(ino, { change: 10, size: 99 }) });
+    await t.client.held.open(5, 'write');
+    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 99, mtimeSec: 1, mtimeNsec: 0 });
+    expect((await t.native.told('answers', 1)).errno).toBe(0);
+    expect(t.native.fileState(5)?.size).toBe(99);
+    await t.manager.pushes?.grant({ grant: grantOf(5, 'write', { change: 9, size: 12 }) });
+    await settle();
+    expect(t.native.fileState(5)).toMatchObject({ mode: 'write', size: 99 });
+  });
+
+  test('regions that could only be read are asked for again when a file that is written here gets pieces of them', async () => {
+    const known = regionGrant(1001, Right.read);
+    t.manager.script.acquire = ({ ino }) => ({ ...grantOf(ino, 'shared'), regions: [known] });
+    t.manager.script.regions = ({ regions }) => ({ regions: regions.map((region) => regionGrant(region, Right.read | Right.write)) });
+    await t.client.held.open(5, 'write');
+    t.manager.asked.length = 0;
+    const extent = { fileOffset: 0, length: 4096, unit: 4096, members: [{ region: 1001, offset: 0 }] };
+    const record = encodeRecord({ ...decodeRecord(emptyRecord(5, { change: 8, size: 80 })), extents: [extent] });
+    await t.manager.pushes?.invalidate({ ino: 5, offset: 0, length: 80, attr: attrOfFile(5, { change: 8, size: 80 }), record });
+    expect(t.manager.asked).toEqual([{ name: 'regions', ask: { regions: [1001] } }]);
+  });
+
+  test('a record that was overtaken by a newer one changes nothing', async () => {
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await t.client.held.open(5, 'write');
+    const tell = async (change: number, size: number): Promise<void> => {
+      const record = emptyRecord(5, { change, size });
+      await t.manager.pushes?.invalidate({ ino: 5, offset: 0, length: -1, attr: attrOfFile(5, { change, size }), record });
+    };
+    await tell(8, 80);
+    await tell(7, 70);
+    expect(t.native.fileState(5)?.size).toBe(80);
   });
 
   test('a recall that overtakes a slow grant leaves the file shared', async () => {
     t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
     await t.client.held.open(5, 'write');
-    let dropped: () => void = () => undefined;
-    t.native.onInvalidate = () => new Promise<void>((resolve) => (dropped = resolve));
-    const granted = t.manager.pushes?.grant({ grant: grantOf(5, 'write') });
+    let writersLeft: () => void = () => undefined;
+    t.native.onBeginCut = () => new Promise<void>((resolve) => (writersLeft = resolve));
+    await t.manager.pushes?.grant({ grant: grantOf(5, 'write') });
     const recalled = t.manager.pushes?.recall({ ino: 5, to: 'shared' });
-    t.native.onInvalidate = () => Promise.resolve();
-    dropped();
-    await granted;
     expect(await recalled).toMatchObject({ open: 'write' });
+    writersLeft();
+    await settle();
     expect(t.client.held.get(5)?.mode).toBe('shared');
     expect(t.native.fileState(5)?.mode).toBe('shared');
   });

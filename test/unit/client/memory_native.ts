@@ -33,6 +33,7 @@ export class MemoryNative implements NativeMount {
   readonly freed: { region: number; offset: number; length: number }[] = [];
   /** What flushing a file does; a test replaces it to fail. */
   onFlush: (node: number) => Promise<void> = () => Promise.resolve();
+  onBeginCut: () => Promise<void> = () => Promise.resolve();
   onInvalidate: () => Promise<void> = () => Promise.resolve();
   private readonly handles = new Map<number, number>();
   private readonly waiting = new Map<number, (told: Told) => void>();
@@ -66,7 +67,7 @@ export class MemoryNative implements NativeMount {
     this.freed.push(...pieces);
   }
 
-  putFile(node: number, mode: NativeMode, record: Uint8Array): void {
+  putFile(node: number, mode: NativeMode, record: Uint8Array = this.record(node, false)): void {
     const decoded = decodeRecord(record);
     for (const extent of decoded.extents) {
       for (const { region } of extent.members)
@@ -102,6 +103,10 @@ export class MemoryNative implements NativeMount {
     const file = this.file(node);
     file.record = { ...file.record, mtime: mtime ?? file.record.mtime, ctime: ctime ?? file.record.ctime, change: file.record.change + 1 };
   }
+  setSize(node: number, size: number): void {
+    const file = this.file(node);
+    if (file.mode === 'shared') file.record = { ...file.record, size };
+  }
   setLocked(node: number, locked: boolean): void {
     this.file(node).locked = locked;
   }
@@ -126,7 +131,7 @@ export class MemoryNative implements NativeMount {
   beginCut(node: number, offset: number, length: number): Promise<void> {
     this.log.push(`beginCut ${node} ${offset} ${length}`);
     this.file(node).cutting = true;
-    return Promise.resolve();
+    return this.onBeginCut();
   }
   endCut(node: number, record?: Uint8Array): Promise<void> {
     this.log.push(`endCut ${node} ${record === undefined ? 'failed' : 'done'}`);

@@ -162,6 +162,21 @@ describe('files', () => {
     expect(t.client.held.get(9)).toMatchObject({ writers: 0 });
   });
 
+  test('a name that was known not to exist is not believed after it was made, also when the answer may not be kept', async () => {
+    t.manager.script.lookup = () => ({ cacheable: true });
+    expect((await kernel.lookup(1, 'new')).node).toBe(0);
+    const create = t.manager.script.create;
+    t.manager.script.create = async (ask) => {
+      await t.manager.pushes?.invalidate({ ino: 77, offset: 0, length: 0 }); // somebody changes something at the same time
+      return (await create?.(ask)) ?? { attr: attrOfFile(9), parents: [] };
+    };
+    await kernel.create(1, 'new');
+    t.manager.takeAsked();
+    t.manager.script.lookup = () => ({ attr: attrOfFile(9), cacheable: true });
+    expect((await kernel.lookup(1, 'new')).node).toBe(9);
+    expect(t.manager.takeAsked()).toEqual(['lookup']);
+  });
+
   test('create of what is no file by now', async () => {
     t.manager.script.create = () => ({ attr: attrOfFile(9, { kind: 'directory' }), parents: [] });
     expect((await kernel.create(1, 'new')).errno).toBe(EISDIR);
@@ -204,8 +219,8 @@ describe('files', () => {
     expect(t.native.fileState(5)).toMatchObject({ recordChanged: false, dirtyBytes: 0 });
   });
 
-  test('punching asks the manager for whole pages', async () => {
-    t.manager.script.punch = ({ ino }) => ({ record: emptyRecord(ino, { size: 20000 }) });
+  test('punching asks the manager, and cuts natively around it', async () => {
+    t.manager.script.punch = ({ ino }) => ({ record: emptyRecord(ino, { size: 20000 }), edgesZeroed: false });
     await kernel.open(5, O_RDWR);
     t.native.write(5, 20000);
     t.manager.asked.length = 0;
@@ -214,7 +229,8 @@ describe('files', () => {
     body.writeBigUInt64LE(9000n, 16);
     body.writeUInt32LE(3, 24);
     expect((await kernel.ask('FALLOCATE', 5, body)).errno).toBe(0);
-    expect(t.manager.asked[0]?.ask).toMatchObject({ offset: 4096, length: 4096 });
+    expect(t.manager.asked[0]?.ask).toMatchObject({ offset: 100, length: 9000 });
+    expect(t.native.log.slice(-2)).toEqual(['beginCut 5 100 9000', 'endCut 5 done']);
     body.writeUInt32LE(0x08, 24);
     expect((await kernel.ask('FALLOCATE', 5, body)).errno).toBe(EOPNOTSUPP);
   });
