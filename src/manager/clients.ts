@@ -40,7 +40,7 @@ export class Client {
   /** Regions it was given rights to: never less than before, so that a reader's grant does not take a provision's right to write. */
   readonly granted = new Map<number, { rights: number; capability: Buffer }>();
   /** Free pieces of its provision that it has not been told of yet. */
-  readonly freed: RegionPiece[] = [];
+  freed: RegionPiece[] = [];
   tellingFreed = false;
   /** What its own requests under way may hold locked in its kernel: not to be waited for by others (see `tell`). */
   private readonly busy = new Map<string, number>();

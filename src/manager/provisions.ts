@@ -54,6 +54,9 @@ export class Provisions {
   }
 
   private grants(client: Client, regions: readonly Region[]): RegionGrant[] {
+    // What came free in an adopted region since, and waits to be told, is not in `used` any more: it is told by that, once.
+    const adopted = new Set(regions.map(({ id }) => id));
+    client.freed = client.freed.filter((piece) => !adopted.has(piece.region));
     const grants: RegionGrant[] = [];
     for (const region of regions) {
       const grant = this.parts.regions.grant(client, region.id, READ_WRITE);

@@ -182,10 +182,9 @@ export class Reclaimer {
     client.tellingFreed = true;
     try {
       while (client.freed.length > 0 && client.isConnected) {
-        const told = client.freed.slice(0, PUNCH_BATCH);
-        const outcome = await this.clients.tell(client, 'freed', { pieces: told }, { limitMs: times.leaseMs });
         // Told twice would be worse than lost: a region's owner would give the same bytes out twice.
-        client.freed.splice(0, told.length);
+        const told = client.freed.splice(0, PUNCH_BATCH);
+        const outcome = await this.clients.tell(client, 'freed', { pieces: told }, { limitMs: times.leaseMs });
         if (outcome.status !== 'answered')
           this.log.warn(
             { client: client.id, pieces: told.length },

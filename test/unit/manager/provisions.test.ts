@@ -100,6 +100,51 @@ describe('provisions', () => {
     expect(b.count('freed')).toBe(0);
   });
 
+  test('a piece that comes free while its region is being adopted is free once, not twice', async () => {
+    const b = await cluster.client('b');
+    const [own] = await b.provision(MIB);
+    const leave = async (client: TestClient, name: string, region: number, offset: number): Promise<void> => {
+      const grant = await client.openNew(name);
+      await client.ask('release', { ino: grant.attr.ino, record: changed(grant, { extents: [extent(0, PAGE, region, offset)] }) });
+    };
+    // While b does not answer what it is told, what else is free waits.
+    let answerFreed: () => void = () => undefined;
+    b.override.freed = () => new Promise((resolve) => (answerFreed = (): void => resolve({})));
+    await leave(b, 'h', own?.region ?? 0, 0);
+    const told = b.next('freed');
+    await b.unlink('h');
+    await told;
+    // a leaves a region with two files in it; one of them is being freed.
+    const [left] = await a.provision(MIB);
+    const region = left?.region ?? 0;
+    const owner = left?.appliance === 'one' ? one : two;
+    await leave(a, 'f', region, 0);
+    await leave(a, 'g', region, PAGE);
+    await a.ask('goodbye', {});
+    await cluster.until('the region is swept', async () => owner.punched.some((piece) => piece.region === region));
+    let punch: () => void = () => undefined;
+    owner.override.punch = () => new Promise((resolve) => (punch = (): void => resolve({})));
+    await b.unlink('f');
+    // b adopts it, and the other region that it is to get takes longer than the freeing.
+    const free = async (): Promise<number> => (await b.ask('statfs', {})).freeBytes;
+    for (const appliance of [one, two])
+      appliance.override.createRegion = async (ask) => {
+        const before = await free();
+        punch();
+        if (appliance === owner) await cluster.until('the piece is free', async () => (await free()) > before);
+        appliance.regions.set(ask.region, ask);
+        return {};
+      };
+    const adopted = (await b.provision(300 * MIB)).find((grant) => grant.region === region);
+    expect(adopted?.used).toEqual([[PAGE, PAGE]]);
+    owner.override = {};
+    b.override = {};
+    const next = b.next('freed');
+    answerFreed();
+    await b.unlink('g');
+    expect((await next).pieces).toEqual([{ region, offset: PAGE, length: PAGE }]);
+  });
+
   test('are waited for when a dead client has all there is', async () => {
     while ((await a.provision(512 * MIB).catch(() => [])).length > 0);
     const b = await cluster.client('b');
