@@ -14,6 +14,8 @@ namespace {
 constexpr uint32_t kRunsPerRound = 8;
 constexpr uint32_t kRunPages = protocol::kMaxIoBytes / protocol::kPageBytes;
 constexpr uint64_t kThrottlePatienceNs = 4'500'000'000;
+/// Before it is looked again whether there is something to send: the reactor has other work meanwhile.
+constexpr uint64_t kNothingToSendNs = 1'000'000;
 
 /// Adjacent pages of one region on their way out.
 struct Run {
@@ -53,6 +55,7 @@ enum class Which : uint8_t { all, reachable };
 struct Pass {
   int error = 0;
   bool redirtied = false;
+  uint32_t sent = 0;  // runs
 };
 
 /// The next run of dirty pages from `page` on; 0 pages when there is none. `page` moves behind what was looked at.
@@ -138,6 +141,7 @@ Task<Pass> flush_pass(PageCache& cache, Lane& lane, File& file, Which which, uin
     }
     file.lock.unlock();
     if (count == 0) break;
+    pass.sent += count;
     fabric::Batch batch(lane.fabric);
     for (uint32_t index = 0; index < count; ++index) batch.submit(round->runs[index].operation);
     co_await batch;
@@ -185,7 +189,7 @@ Task<int> flush_file(PageCache& cache, Lane& lane, File& file) {
   uint32_t errors_before = file.error_sequence.load();
   file.lock.unlock();
   // A page that was redirtied before we came is dirty once its older content has arrived: the second pass takes it.
-  Pass pass{.error = 0, .redirtied = true};
+  Pass pass{.error = 0, .redirtied = true, .sent = 0};
   for (int round = 0; round < 2 && pass.redirtied && pass.error == 0; ++round) {
     pass = co_await flush_pass(cache, lane, file, Which::all, UINT32_MAX);
     co_await written_back(lane, file);
@@ -264,16 +268,19 @@ Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, ui
       file.lock.lock();
       retry_failed_locked(cache, file);
       file.lock.unlock();
-      co_await flush_pass(cache, lane, file, Which::reachable, 4);
-    } else {
-      co_await Sleep(lane.reactor, 1'000'000);  // others' pages: their flushers are at it
+      if ((co_await flush_pass(cache, lane, file, Which::reachable, 4)).sent > 0) continue;
     }
+    // What is dirty is others' pages, whose flushers are at it, or on its way, or its appliance is away.
+    co_await Sleep(lane.reactor, kNothingToSendNs);
   }
 }
 
 Task<int> make_room(PageCache& cache, Lane& lane, File& file) {
-  if (file.dirty_pages.load() > 0) co_return (co_await flush_pass(cache, lane, file, Which::reachable, 1)).error;
-  co_await Sleep(lane.reactor, 1'000'000);
+  if (file.dirty_pages.load() > 0) {
+    Pass pass = co_await flush_pass(cache, lane, file, Which::reachable, 1);
+    if (pass.sent > 0) co_return pass.error;
+  }
+  co_await Sleep(lane.reactor, kNothingToSendNs);
   co_return 0;
 }
 

@@ -9,75 +9,17 @@
 #include <random>
 #include <thread>
 
-#include "base/keys.h"
 #include "cache/file_control.h"
 #include "cache/flusher.h"
 #include "cache/reader.h"
+#include "cache/test_cluster.h"
 #include "cache/writer.h"
-#include "region/region_server.h"
 
 namespace extmem::cache {
 namespace {
 
 constexpr uint64_t kNode = 7;
-constexpr uint64_t kClient = 42;
 constexpr uint64_t kMaxBytes = 12ull << 20;
-
-Key cluster_key() {
-  Key key;
-  key.fill(0x5A);
-  return key;
-}
-
-/// Two appliances in this process, and a control plane that grants regions from them at once.
-class Cluster final : public extent::ControlPlane {
- public:
-  explicit Cluster(fabric::Directory& directory) : directory_(directory) {
-    for (unsigned index = 0; index < 2; ++index) {
-      region::RegionServer::Options options;
-      options.cluster_key = cluster_key();
-      options.incarnation = 100 + index;
-      options.donated_bytes = 256ull << 20;
-      std::string error;
-      servers_[index] = region::RegionServer::create(options, error);
-      REQUIRE_MESSAGE(servers_[index] != nullptr, error);
-      appliances_[index] = &directory.put_appliance("appliance" + std::to_string(index), "elsewhere", "127.0.0.1",
-                                                    servers_[index]->port(), "", 100 + index);
-    }
-  }
-  void attach(extent::SlabAllocator& slabs) { slabs_ = &slabs; }
-
-  /// As manager and appliance do with what was cut off: zero it, then give it back.
-  void recycle(const extent::Piece& piece) {
-    unsigned index = piece.region->appliance == appliances_[0] ? 0 : 1;
-    REQUIRE(servers_[index]->punch_region(piece.region->id, piece.region_offset, piece.length) == protocol::Status::ok);
-    slabs_->free(piece.region->id, piece.region_offset, piece.length);
-  }
-
-  void ask(extent::ControlCall& call) override {
-    if (call.kind == extent::ControlCall::Kind::provision) call.error = provision() ? 0 : ENOSPC;
-    call.answered();
-  }
-
- private:
-  bool provision() {
-    for (unsigned index = 0; index < 2; ++index) {
-      uint64_t id = next_region_++;
-      constexpr uint64_t kBytes = 8ull << 20;
-      if (servers_[index]->create_region(id, kBytes, false) != protocol::Status::ok) return false;
-      protocol::Capability capability{kClient, 1, 3, id, {}};
-      capability.mac = compute_capability_mac(cluster_key(), capability);
-      slabs_->add_region(directory_.put_region(id, kBytes, *appliances_[index], capability), {});
-    }
-    return true;
-  }
-
-  fabric::Directory& directory_;
-  extent::SlabAllocator* slabs_ = nullptr;
-  std::unique_ptr<region::RegionServer> servers_[2];
-  fabric::Appliance* appliances_[2];
-  uint64_t next_region_ = 1;
-};
 
 struct Model {
   std::vector<std::byte> bytes;
@@ -269,9 +211,7 @@ TEST_CASE("random operations read back what an in-memory file would") {
       .cache_bytes = 3 << 20, .dirty_bytes = 1 << 20, .appliance_dirty_bytes = 1 << 20, .read_ahead_pages = 64};
   PageCache cache(options, directory, cluster);
   cluster.attach(cache.slabs());
-  fabric::Fabric::Options fabric_options;
-  fabric_options.credentials = {kClient, 1, derive_client_key(cluster_key(), kClient, 1)};
-  auto fabric = fabric::Fabric::create(reactor, directory, fabric_options);
+  auto fabric = fabric::Fabric::create(reactor, directory, test_credentials());
   Lane lane{reactor, *fabric, nullptr, {}};
   BackgroundFlusher flusher(cache, lane);
   lane.flusher = &flusher;
