@@ -214,12 +214,17 @@ function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>
 
 async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create'>): Promise<Answer<Operations, 'create'>> {
   const { store, names, interest, delegations } = parts;
-  return client.whileBusy([directoryLock(ask.parent)], async () => {
-    const { inode, isNew, changes } = await store.transact((tx) => {
-      const made = names.create(tx, ask);
-      if (made.isNew && ask.open && ask.kind === 'file') delegations.putNew(tx, client, made.inode);
-      return made;
-    });
+  let born: number | undefined; // known when transact() returns: its body runs at once
+  const creating = store.transact((tx) => {
+    const made = names.create(tx, ask);
+    if (made.isNew && ask.open && ask.kind === 'file') {
+      delegations.putNew(tx, client, made.inode);
+      born = made.inode.ino;
+    }
+    return made;
+  });
+  const answer = async (): Promise<Answer<Operations, 'create'>> => {
+    const { inode, isNew, changes } = await creating;
     await interest.tell(client, changes);
     interest.noteEntry(client, ask.parent, ask.name);
     if (!ask.open || inode.kind !== 'file') {
@@ -230,7 +235,9 @@ async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create
     const grant = isNew ? delegations.grantOf(client, inode.ino) : await delegations.acquire(client, inode.ino, 'write');
     if (delegations.isCacheable(client, inode.ino)) interest.noteAttributes(client, inode.ino);
     return { attr: grant.attr, parents: changes.parents, grant };
-  });
+  };
+  // Nobody may recall it before its maker knows that it has it.
+  return client.whileBusy([directoryLock(ask.parent)], () => (born === undefined ? answer() : delegations.turns.run(born, answer)));
 }
 
 /** Rights follow from how the files are open that consist of these regions. */

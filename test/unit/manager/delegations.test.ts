@@ -274,6 +274,27 @@ describe('shared mode', () => {
     expect(appliance.events).toContain(`fence ${b.id}`);
   });
 
+  test('two make one file at once: who made it knows that it has it before it is recalled', async () => {
+    for (let round = 0; round < 20; round += 1) {
+      const order: string[] = [];
+      for (const client of [a, b]) {
+        await client.lookup(`both-${round}`); // it is told that there is something now, before the maker is answered
+        client.override.invalidateEntries = () => new Promise((resolve) => setTimeout(() => resolve({}), 5));
+      }
+      const answers = await Promise.all(
+        [a, b].map(async (client) => {
+          client.override.recall = () => (order.push(`recall ${client.id}`), { open: 'write' });
+          const { grant } = await client.make(`both-${round}`, { open: true, exclusive: false });
+          order.push(`answer ${client.id}`);
+          return grant?.mode;
+        }),
+      );
+      const [maker, other] = order[0] === `answer ${a.id}` ? [a.id, b.id] : [b.id, a.id];
+      expect(order).toEqual([`answer ${maker}`, `recall ${maker}`, `answer ${other}`]);
+      expect(answers.sort()).toEqual(['shared', 'write']);
+    }
+  });
+
   test('who does not hold the file may not write to it', async () => {
     const { ino } = await writtenFile();
     await expect(b.ask('wrote', { ino, offset: 0, length: 1, mtime: [1, 0] })).rejects.toEqual(code('ESTALE'));
