@@ -62,6 +62,10 @@ void Peer::start(Operation& operation, uint64_t now) {
   if (is_lost(region)) return finish(operation, Status::not_present);
   if (region.incarnation == stale_incarnation_ && stale_incarnation_ != 0) return lose_region(operation);
   if (connection_ && connection_->ready()) {
+    if (found_down() && connection_->doubtful()) {  // by another reactor, after all its attempts
+      cut();
+      return finish(operation, Status::unreachable);
+    }
     if (region.incarnation == connection_->incarnation()) {
       return waiting_.empty() && !connection_->full() ? dispatch(operation, now) : hold(operation);
     }
@@ -105,8 +109,7 @@ bool Peer::fail_fast(Operation& operation, uint64_t now) {
     }
     refusal_ = Status::ok;
   }
-  const PeerState state = appliance_.state.load(std::memory_order_acquire);
-  if (state != PeerState::down) {
+  if (!found_down()) {
     down_ = down_ && connection_;  // another reactor has got through, or the appliance is said to be new
     return false;
   }
@@ -179,7 +182,7 @@ void Peer::connect(uint64_t now) {
              .host_id = appliance_.host_id,
              .incarnation = appliance_.incarnation};
   }
-  if (!down_) appliance_.state.store(PeerState::connecting, std::memory_order_release);
+  note_state(PeerState::connecting);
   trying_shm_ = !shm_failed_ && may_use_shm(place);
   if (open(place, now)) return arm_before(connection_->next_check_ns());
   if (trying_shm_ && options_.transport == TransportKind::automatic) {
@@ -221,6 +224,13 @@ void Peer::on_connected() {
   appliance_.transport.store(connection_->kind(), std::memory_order_release);
   appliance_.state.store(PeerState::up, std::memory_order_release);
   on_room();
+}
+
+/// What another reactor has found out stays until somebody gets through.
+void Peer::note_state(PeerState state) {
+  PeerState before = appliance_.state.load(std::memory_order_acquire);
+  while (before != PeerState::down && !appliance_.state.compare_exchange_weak(before, state)) {
+  }
 }
 
 WireConnection::Unfinished Peer::retire() {
@@ -296,8 +306,9 @@ void Peer::settle_outage(Status status, bool was_ready, WireConnection::Unfinish
     // Nobody listens there: no second try. Silence may have been a lost packet.
     if (down_ || status == Status::unreachable || timeouts_ >= kMaxAttempts) open_breaker(status, failed);
   }
+  if (!down_ && found_down()) open_breaker(status, failed);  // by another reactor, after all its attempts
   if (!down_) {
-    appliance_.state.store(PeerState::idle, std::memory_order_release);
+    note_state(PeerState::idle);
     if (!waiting_.empty()) connect(monotonic_ns());
   }
   fail_all(failed);

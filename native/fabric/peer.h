@@ -52,6 +52,8 @@ class Peer final : public WireConnection::Owner, public Timer {
   void hold(Operation& operation);
   void lose_region(Operation& operation);
   bool fail_fast(Operation& operation, uint64_t now);
+  bool found_down() const { return appliance_.state.load(std::memory_order_acquire) == PeerState::down; }
+  void note_state(PeerState state);
   bool newer_incarnation_known(const Region& region);
 
   void connect(uint64_t now);

@@ -122,6 +122,24 @@ TEST_CASE("a stopped appliance delays nobody but those who ask it, and is used a
   CHECK(page == page_of(1));
 }
 
+TEST_CASE("what one reactor has found dead, another does not wait for again") {
+  ApplianceProcess process;
+  process.command("create 10 1048576 0");
+  TestClient client({.reactors = 2});
+  fabric::Region& region = client.add_region(client.add_appliance(process), 10, kMiB);
+  auto page = page_of(1);
+  REQUIRE(client.write(region, 0, page, 0) == Status::ok);
+  REQUIRE(client.read(region, 0, page, 1) == Status::ok);
+  process.signal(SIGSTOP);
+  CHECK(seconds_of([&] { CHECK(is_outage(client.read(region, 0, page, 0))); }) < kPromiseSeconds);
+  CHECK(seconds_of([&] { CHECK(is_outage(client.read(region, 0, page, 1))); }) < 0.5);
+  CHECK(seconds_of([&] { CHECK(is_outage(client.read(region, 0, page, 0))); }) < 0.5);
+  process.signal(SIGCONT);
+  for (unsigned reactor : {0u, 1u}) {
+    CHECK(eventually([&] { return client.read(region, 0, page, reactor) == Status::ok; }));
+  }
+}
+
 TEST_CASE("a cut cable is noticed while something is outstanding") {
   ApplianceProcess process;
   process.command("create 10 1048576 0");
