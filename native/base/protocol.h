@@ -45,7 +45,7 @@ inline constexpr uint32_t kMacBytes = 32;
 inline constexpr uint32_t kHandshakeTimeoutMs = 2000;
 
 /// Default deadline of one data-plane attempt; a retry has the same, so EIO comes within 5 s.
-inline constexpr uint32_t kOperationDeadlineMs = 2000;
+inline constexpr uint32_t kOperationDeadlineMs = 1750;
 
 /// Interval of pings on an idle connection; three missed mean it is dead.
 inline constexpr uint32_t kHeartbeatMs = 1000;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr uint32_t kRunsPerRound = 8;
 constexpr uint32_t kRunPages = protocol::kMaxIoBytes / protocol::kPageBytes;
-constexpr uint64_t kThrottlePatienceNs = 4'500'000'000;
+constexpr uint64_t kThrottlePatienceNs = 4'000'000'000;
 /// Before it is looked again whether there is something to send: the reactor has other work meanwhile.
 constexpr uint64_t kNothingToSendNs = 1'000'000;
 

@@ -31,6 +31,12 @@ class OperationList {
     return all;
   }
   const Operation* first() const { return head_; }
+  template <typename Test>
+  bool any(Test test) const {
+    const Operation* at = head_;
+    while (at != nullptr && !test(*at)) at = at->next;
+    return at != nullptr;
+  }
 
  private:
   Operation* head_ = nullptr;

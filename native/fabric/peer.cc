@@ -25,6 +25,8 @@ constexpr uint64_t kIdleBackoffNs = 10'000 * kMillisecond;
 constexpr uint64_t kRefusalNs = 1000 * kMillisecond;
 constexpr size_t kMaxWaiting = 65536;
 constexpr uint8_t kMaxAttempts = 2;
+/// How often it is looked whether others' lost connections have been fenced.
+constexpr uint64_t kFenceLookNs = 1 * kMillisecond;
 
 /// Done twice, they would do something else.
 bool repeatable(const Operation& operation) {
@@ -67,7 +69,8 @@ void Peer::start(Operation& operation, uint64_t now) {
       return finish(operation, Status::unreachable);
     }
     if (region.incarnation == connection_->incarnation()) {
-      return waiting_.empty() && !connection_->full() ? dispatch(operation, now) : hold(operation);
+      const bool at_once = waiting_.empty() && !connection_->full() && !awaits_fence(operation);
+      return at_once ? dispatch(operation, now) : hold(operation);
     }
     if (!newer_incarnation_known(region)) return lose_region(operation);
     cut();  // the appliance has been restarted, and we were told before the old connection knew
@@ -88,6 +91,23 @@ void Peer::hold(Operation& operation) {
   waiting_.push(operation);
   waiting_expires_ns_ = std::min(waiting_expires_ns_, operation.expires_ns);
   arm_before(waiting_expires_ns_);
+  if (awaits_fence(operation)) arm_before(monotonic_ns() + kFenceLookNs);
+}
+
+/// A write of another reactor that was given up may land late: on top of this one, if this one did not wait.
+bool Peer::awaits_fence(const Operation& operation) const {
+  return operation.op != Op::read && appliance_.links_in_doubt.load(std::memory_order_acquire) > 0;
+}
+
+void Peer::doubt(const WireConnection::Unfinished& unfinished) {
+  if (in_doubt_ || !unfinished.sent.any([](const Operation& operation) { return operation.op != Op::read; })) return;
+  in_doubt_ = true;
+  appliance_.links_in_doubt.fetch_add(1, std::memory_order_acq_rel);
+}
+
+void Peer::end_doubt() {
+  if (in_doubt_) appliance_.links_in_doubt.fetch_sub(1, std::memory_order_acq_rel);
+  in_doubt_ = false;
 }
 
 void Peer::lose_region(Operation& operation) {
@@ -152,6 +172,7 @@ void Peer::on_room() {
     const Region& region = *waiting_.first()->region;
     const bool other = region.incarnation != connection_->incarnation();
     if (other && newer_incarnation_known(region)) return;  // the connection is about to be replaced
+    if (awaits_fence(*waiting_.first())) return arm_before(now + kFenceLookNs);
     Operation& operation = waiting_.pop();
     if (is_lost(region)) {
       finish(operation, Status::not_present);
@@ -217,6 +238,7 @@ bool Peer::open(const Place& place, uint64_t now) {
 void Peer::on_connected() {
   if (connected_before_) add(appliance_.statistics.reconnects, 1);
   connected_before_ = true;
+  end_doubt();
   down_ = shm_failed_ = false;
   timeouts_ = 0;
   refusal_ = Status::ok;
@@ -247,6 +269,7 @@ void Peer::on_lost(Status status, const std::string& reason) {
   reason_ = reason;
   if (was_ready) connection_->disown();
   auto unfinished = retire();
+  doubt(unfinished);
   switch (status) {
     case Status::denied:
     case Status::fenced:
@@ -267,6 +290,7 @@ void Peer::on_lost(Status status, const std::string& reason) {
 }
 
 void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) {
+  end_doubt();  // nothing of this client is taken there any more
   refusal_ = status;
   refused_until_ns_ = monotonic_ns() + kRefusalNs;
   appliance_.state.store(PeerState::idle, std::memory_order_release);
@@ -284,6 +308,7 @@ void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) 
 
 /// The appliance has been restarted since we were told of it: what we had there is gone.
 void Peer::settle_stale(WireConnection::Unfinished unfinished) {
+  end_doubt();
   stale_incarnation_ = retired_.back()->incarnation();
   appliance_.state.store(PeerState::idle, std::memory_order_release);
   down_ = false;
@@ -309,7 +334,7 @@ void Peer::settle_outage(Status status, bool was_ready, WireConnection::Unfinish
   if (!down_ && found_down()) open_breaker(status, failed);  // by another reactor, after all its attempts
   if (!down_) {
     note_state(PeerState::idle);
-    if (!waiting_.empty()) connect(monotonic_ns());
+    if (!waiting_.empty() || in_doubt_) connect(monotonic_ns());
   }
   fail_all(failed);
 }
@@ -361,6 +386,7 @@ void Peer::cut() {
 void Peer::close() {
   if (closed_) return;
   closed_ = true;
+  end_doubt();
   OperationList failed = waiting_.take();
   if (connection_) {
     auto unfinished = retire();
@@ -389,6 +415,7 @@ void Peer::on_timer() {
   if (connection_) connection_->check(now);
   if (now >= waiting_expires_ns_) expire_waiting(now);
   if (down_ && !connection_ && now >= probe_ns_) connect(now);
+  if (connection_ && connection_->ready()) on_room();
   arm_next(now);
 }
 

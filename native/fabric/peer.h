@@ -54,6 +54,9 @@ class Peer final : public WireConnection::Owner, public Timer {
   bool fail_fast(Operation& operation, uint64_t now);
   bool found_down() const { return appliance_.state.load(std::memory_order_acquire) == PeerState::down; }
   void note_state(PeerState state);
+  bool awaits_fence(const Operation& operation) const;
+  void doubt(const WireConnection::Unfinished& unfinished);
+  void end_doubt();
   bool newer_incarnation_known(const Region& region);
 
   void connect(uint64_t now);
@@ -82,6 +85,7 @@ class Peer final : public WireConnection::Owner, public Timer {
   uint64_t armed_ns_ = UINT64_MAX;
   std::string reason_;
   bool closed_ = false;
+  bool in_doubt_ = false;  // counted in Appliance::links_in_doubt
 
   bool trying_shm_ = false;
   bool shm_failed_ = false;  // of this round of connecting: tcp is next

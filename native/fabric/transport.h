@@ -67,7 +67,10 @@ struct Appliance {
   uint32_t index = 0;  ///< position in the Directory
   std::atomic<PeerState> state{PeerState::idle};
   std::atomic<TransportKind> transport{TransportKind::automatic};  ///< in use, once connected
-  std::atomic<uint64_t> dirty_bytes{0};                            ///< waiting in our page cache to be written there
+  /// Reactors whose connection was lost with writes on their way that may still land: until each has connected anew,
+  /// which fences the old connection, nobody else writes there.
+  std::atomic<uint32_t> links_in_doubt{0};
+  std::atomic<uint64_t> dirty_bytes{0};  ///< waiting in our page cache to be written there
   Statistics statistics;
   std::mutex lock;  ///< guards address, port, link_name, incarnation: they change when it restarts
 };

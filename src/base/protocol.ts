@@ -25,7 +25,7 @@ export const MAC_BYTES = 32;
 /** A peer that has not finished its handshake by then is dropped. */
 export const HANDSHAKE_TIMEOUT_MS = 2000;
 /** Default deadline of one data-plane attempt; a retry has the same, so EIO comes within 5 s. */
-export const OPERATION_DEADLINE_MS = 2000;
+export const OPERATION_DEADLINE_MS = 1750;
 /** Interval of pings on an idle connection; three missed mean it is dead. */
 export const HEARTBEAT_MS = 1000;
 /** Client lease, and upper bound of kernel entry and attribute timeouts. */
