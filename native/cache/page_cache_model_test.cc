@@ -12,8 +12,8 @@
 #include "cache/file_control.h"
 #include "cache/flusher.h"
 #include "cache/reader.h"
-#include "cache/test_cluster.h"
 #include "cache/writer.h"
+#include "native/cache_cluster.h"
 
 namespace extmem::cache {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "cache/file_control.h"
 #include "cache/flusher.h"
-#include "cache/test_cluster.h"
+#include "native/cache_cluster.h"
 
 namespace extmem::cache {
 namespace {
