@@ -10,7 +10,7 @@ import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { applianceOperations, appliancePushes, type ApplianceInfo } from '../base/messages.js';
 import { PROTOCOL_VERSION } from '../base/protocol.js';
@@ -328,5 +328,5 @@ function readHostId(): string {
 function toExtmemError(error: unknown): ExtmemError {
   if (error instanceof ExtmemError) return error;
   const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'EIO';
-  return new ExtmemError(code, error instanceof Error ? error.message : String(error), { cause: error });
+  return new ExtmemError(code, messageOf(error), { cause: error });
 }

@@ -8,6 +8,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { messageOf } from '../base/errors.js';
 
 /** Above this a limit is none (PAGE_COUNTER_MAX, rounded by the kernel). */
 const UNLIMITED = 2 ** 62;
@@ -30,7 +31,7 @@ export function leaveLimitedMemoryCgroup(warn: (message: string) => void): LeftC
     return { path, limitBytes };
   } catch (error) {
     warn(
-      `the memory cgroup ${path} is limited and cannot be left (${error instanceof Error ? error.message : String(error)}): ` +
+      `the memory cgroup ${path} is limited and cannot be left (${messageOf(error)}): ` +
         'do not run applications that write to the mount in it, they could wait for each other for ever',
     );
     return undefined;

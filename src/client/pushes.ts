@@ -4,7 +4,7 @@
  * Invariants: a push is answered only after our own caches and the kernel's are rid of what it names (the kernel's within a
  * bound, see bounded_wait.ts); a recall is answered only after everything dirty is at the appliances, or with the failure.
  */
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Answer, Ask, FileGrant } from '../base/messages.js';
 import type { NativeMount } from '../binding/index.js';
@@ -50,7 +50,7 @@ export class Pushes implements PushHandlers {
     try {
       return await held.changeDelegation(file, () => this.giveUp(file, to));
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       log.error({ ino, why }, 'a recalled file could not be written back; the manager is told so');
       throw new ExtmemError('EIO', `giving up inode ${ino}: writing it back failed: ${why}`, { cause: error });
     }

@@ -4,7 +4,7 @@
  *
  * Invariant: one provision request at a time; what is asked for meanwhile goes into the next one.
  */
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { SLAB_REGION_BYTES } from '../base/protocol.js';
 import type { NativeMount } from '../binding/index.js';
@@ -113,7 +113,7 @@ export class Reserve {
     this.fullUntilMs = performance.now() + FULL_PAUSE_MS;
     if (this.warned) return;
     this.warned = true;
-    const why = error instanceof Error ? error.message : String(error);
+    const why = messageOf(error);
     this.log.warn({ why }, 'no room to write to: writes that need more fail with ENOSPC until an appliance joins or files are removed');
   }
 }

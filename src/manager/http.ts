@@ -9,7 +9,7 @@ import swagger from '@fastify/swagger';
 import { Type, type Static } from '@sinclair/typebox';
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { LRUCache } from 'lru-cache';
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import {
   ApplianceInfo,
@@ -227,7 +227,7 @@ class RefusalLog {
 function answerError(error: unknown, reply: FastifyReply, log: Logger): FastifyReply {
   if (error instanceof ExtmemError) return reply.code(statusOfCode[error.code] ?? 500).send({ code: error.code, message: error.message });
   const status = error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number' ? error.statusCode : 500;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   if (status >= 500) log.error({ err: error }, 'a request failed unexpectedly');
   return reply.code(status).send({ code: status >= 500 ? 'EIO' : 'EINVAL', message });
 }

@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { createHttp } from './http.js';
 import { times } from './limits.js';
@@ -56,7 +56,7 @@ export async function createManager(options: ManagerOptions): Promise<Manager> {
     try {
       await app.listen({ host: options.host, port: options.port });
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       throw new ExtmemError(
         error instanceof Error && 'code' in error ? String(error.code) : 'EIO',
         `the manager cannot listen on ${options.host}:${options.port}: ${why}; choose another --listen address`,

@@ -12,7 +12,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { open, type RootDatabase } from 'lmdb';
 import { Packr } from 'msgpackr';
-import { ExtmemError } from '../base/errors.js';
+import { ExtmemError, messageOf } from '../base/errors.js';
 import { entriesAfter, Journal, type JournalEntry, type Writes } from './journal.js';
 import type { MetadataStore, Transaction } from './metadata_store.js';
 
@@ -252,7 +252,7 @@ class LmdbStore implements MetadataStore {
   }
 
   private fail(error: unknown): ExtmemError {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = messageOf(error);
     this.failure ??= new ExtmemError('EIO', `the manager's store failed: ${why}; free room on its disk and restart it`, { cause: error });
     return this.failure;
   }
