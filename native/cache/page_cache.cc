@@ -94,6 +94,15 @@ bool PageCache::pin_locked(File& file, uint32_t first, uint32_t count, PinnedPag
   return true;
 }
 
+void PageCache::pin_present_locked(File& file, uint32_t first, uint32_t count, PinnedPages& pins) {
+  for (uint32_t page = first; page < first + count; ++page) {
+    uint32_t index = file.frame_at(page);
+    if (index == 0 || frames_[index].state == PageState::filling) continue;
+    frames_[index].references.fetch_add(1, std::memory_order_relaxed);
+    pins.add(index);
+  }
+}
+
 void PageCache::set_state_locked(File& file, uint32_t page, uint32_t frame, PageState to) {
   Frame& meta = frames_[frame];
   EXTMEM_ASSERT(may_become(meta.state, to));

@@ -87,6 +87,8 @@ class PageCache {
   // Pages; the File's lock is held for all of these.
   /// Pins [first, first+count) if every page is there; else pins nothing.
   bool pin_locked(File& file, uint32_t first, uint32_t count, PinnedPages& pins);
+  /// Pins those of [first, first+count) that are there.
+  void pin_present_locked(File& file, uint32_t first, uint32_t count, PinnedPages& pins);
   void set_state_locked(File& file, uint32_t page, uint32_t frame, PageState to);
   /// Takes a page out of the cache; it must not be filling or being written.
   void drop_locked(File& file, uint32_t page, uint32_t frame);

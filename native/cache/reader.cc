@@ -175,10 +175,15 @@ Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
   uint32_t count = pages_spanned(offset, bytes);
   trace::mark(trace::Point::cache_miss, offset);
   lane.counters.add(lane.counters.misses, count);
-  // A page may be cut or evicted between fill and pin, and all frames may be in use for a while: not for ever.
+  // A page may be cut between fill and pin, and all frames may be in use for a while: not for ever.
   constexpr uint64_t kPatienceNs = 4'500'000'000;
   uint64_t started = 0;
   do {
+    // What is here must not be evicted to make room for the rest: that would never end.
+    PinnedPages here(cache.frames());
+    file.lock.lock();
+    cache.pin_present_locked(file, first, count, here);
+    file.lock.unlock();
     PinnedPages filled(cache.frames());
     int error = co_await fill_pages(cache, lane, file, first, count, reuse, true, filled);
     if (error != 0) co_return error;
