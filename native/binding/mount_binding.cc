@@ -13,6 +13,7 @@
 #include "binding/main_thread.h"
 #include "cache/file_control.h"
 #include "cache/flusher.h"
+#include "cache/reader.h"
 #include "fuse/session.h"
 
 namespace extmem::binding {
@@ -54,9 +55,11 @@ fuse::Session::Options to_options(const Napi::Object& object) {
   options.uring = uring == "on"     ? fuse::UringUse::always
                   : uring == "auto" ? fuse::UringUse::automatic
                                     : fuse::UringUse::never;
+  options.memory_limit_bytes = u64_of(object, "memoryLimitBytes");
   options.cache.cache_bytes = u64_of(object, "cacheBytes");
   options.cache.dirty_bytes = u64_of(object, "dirtyBytes");
   options.cache.appliance_dirty_bytes = u64_of(object, "applianceDirtyBytes");
+  options.cache.pinned_bytes = u64_of(object, "pinLimitBytes");
   options.cache.read_ahead_pages = static_cast<uint32_t>(u64_of(object, "readAheadBytes") / cache::kPageBytes);
   auto& fabric = options.fabric;
   fabric.credentials.client = u64_of(object, "client");
@@ -100,6 +103,10 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::end_cut>("endCut"),
                         InstanceMethod<&Mount::drop_pages>("dropPages"),
                         InstanceMethod<&Mount::drop_file>("dropFile"),
+                        InstanceMethod<&Mount::warm_file>("warmFile"),
+                        InstanceMethod<&Mount::set_pinned>("setPinned"),
+                        InstanceMethod<&Mount::residency>("residency"),
+                        InstanceMethod<&Mount::forget_kernel_pages>("forgetKernelPages"),
                         InstanceMethod<&Mount::invalidate_inode>("invalidateInode"),
                         InstanceMethod<&Mount::invalidate_entry>("invalidateEntry"),
                         InstanceMethod<&Mount::statistics>("statistics"),
@@ -430,7 +437,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     File* file = session(info.Env()).cache().find_file(to_u64(info[0]));
     if (file == nullptr) throw errno_error(info.Env(), ENOENT, "opening an unknown file");
     file->handles.fetch_add(1);
-    auto* handle = new cache::Handle{file, static_cast<uint32_t>(to_u64(info[1])), file->error_sequence.load()};
+    auto& pages = session_->kernel_pages();
+    // Opened without keep_cache: the kernel drops what it had.
+    if (!info[2].ToBoolean()) pages.settle(pages.take(file->node, 0, UINT32_MAX));
+    auto* handle = new cache::Handle{file, static_cast<uint32_t>(to_u64(info[1])), file->error_sequence.load(),
+                                     pages.file(file->node)};
     return from_u64(info.Env(), reinterpret_cast<uint64_t>(handle));
   }
 
@@ -465,21 +476,49 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         });
   }
 
-  void drop_pages(const Napi::CallbackInfo& info) {
+  Napi::Value drop_pages(const Napi::CallbackInfo& info) {
     FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
-    if (!file) return;
+    if (!file) return from_u64(info.Env(), 0);
     uint64_t offset = to_u64(info[1]);
     int64_t length = info[2].As<Napi::Number>().Int64Value();
     uint32_t last = length < 0 ? UINT32_MAX : cache::page_of(offset + static_cast<uint64_t>(length));
-    session_->cache().drop_clean(*file, cache::page_of(offset), last);
+    uint32_t dropped = session_->cache().drop_clean(*file, cache::page_of(offset), last);
+    return from_u64(info.Env(), dropped * cache::kPageBytes);
   }
 
   void drop_file(const Napi::CallbackInfo& info) { session(info.Env()).cache().forget_file(to_u64(info[0])); }
 
+  Napi::Value warm_file(const Napi::CallbackInfo& info) {
+    uint64_t offset = to_u64(info[1]);
+    uint64_t bytes = to_u64(info[2]);
+    return run_for_file(info, "warming", [offset, bytes](cache::PageCache& cache, cache::Lane& lane, File& file) {
+      return cache::warm_range(cache, lane, file, offset, bytes);
+    });
+  }
+
+  void set_pinned(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (!file) throw errno_error(info.Env(), ENOENT, "pinning an unknown file");
+    session_->cache().set_pinned(*file, info[1].ToBoolean());
+  }
+
+  Napi::Value residency(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    cache::PageCache::Residency found;
+    if (file) found = session_->cache().residency_of(*file);
+    Napi::Object object = Napi::Object::New(info.Env());
+    object.Set("cachedBytes", from_u64(info.Env(), found.cached_bytes));
+    object.Set("pinnedBytes", from_u64(info.Env(), found.pinned_bytes));
+    return object;
+  }
+
+  void forget_kernel_pages(const Napi::CallbackInfo& info) {
+    session(info.Env()).kernel_pages().forget(to_u64(info[0]));
+  }
+
   Napi::Value invalidate_inode(const Napi::CallbackInfo& info) {
     auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
     session(info.Env())
-        .notifier()
         .invalidate_inode(to_u64(info[0]), info[1].As<Napi::Number>().Int64Value(),
                           std::max<int64_t>(info[2].As<Napi::Number>().Int64Value(), 0), settle_later(deferred));
     return deferred->Promise();

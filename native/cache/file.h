@@ -15,6 +15,7 @@
 
 #include "base/reactor.h"
 #include "base/spin_lock.h"
+#include "cache/kernel_pages.h"
 #include "cache/read_ahead.h"
 #include "extent/extent_map.h"
 #include "extent/file_record.h"
@@ -77,6 +78,7 @@ class File {
   std::atomic<Delegation> mode{Delegation::none};
   uint64_t committed_change = 0;    ///< the manager has the record up to here
   std::atomic<bool> locked{false};  ///< TypeScript holds POSIX locks for it: close must say so
+  bool pinned = false;              ///< its pages stay in our frames, as far as there is room for pinned ones
 
   std::atomic<uint32_t> dirty_pages{0};  ///< dirty, redirtied, failed
   uint32_t writing_pages = 0;
@@ -123,6 +125,7 @@ struct Handle {
   File* file;
   uint32_t flags;
   uint32_t seen_errors;  ///< error_sequence that this handle has reported
+  std::shared_ptr<KernelFile> kernel;
 };
 
 template <typename Visit>

@@ -54,10 +54,11 @@ uint32_t FramePool::allocate() {
 /// 0: all are in use, or there is no memory for more of them now. Then those that are there must do.
 uint32_t FramePool::take_untouched() {
   if (untouched_ == frame_count_) return 0;
-  if (untouched_ == populated_) {
-    const uint32_t step = std::min(kPopulateStep, frame_count_ - populated_);
-    if (!populate(data(populated_), step * kPageBytes)) return 0;
-    populated_ += step;
+  const uint32_t populated = populated_.load(std::memory_order_relaxed);
+  if (untouched_ == populated) {
+    const uint32_t step = std::min(kPopulateStep, frame_count_ - populated);
+    if (!populate(data(populated), step * kPageBytes)) return 0;
+    populated_.store(populated + step, std::memory_order_relaxed);
   }
   return untouched_++;
 }
@@ -65,11 +66,30 @@ uint32_t FramePool::take_untouched() {
 void FramePool::release(uint32_t index) {
   // acq_rel: whoever frees it must see every other holder's accesses as done.
   if (frames_[index].references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  unpin(index);
   lock_.lock();
   frames_[index].next = free_head_;
   free_head_ = index;
   lock_.unlock();
   free_count_.fetch_add(1, std::memory_order_relaxed);
+}
+
+bool FramePool::pin(uint32_t index, uint32_t most) {
+  if ((frames_[index].flags.load(std::memory_order_relaxed) & Frame::kPinned) != 0) return true;
+  if (pinned_count_.fetch_add(1, std::memory_order_relaxed) >= most) {
+    pinned_count_.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  }
+  frames_[index].flags.fetch_or(Frame::kPinned, std::memory_order_relaxed);
+  return true;
+}
+
+bool FramePool::unpin(uint32_t index) {
+  auto mask = static_cast<uint8_t>(~Frame::kPinned);
+  if ((frames_[index].flags.load(std::memory_order_relaxed) & Frame::kPinned) == 0) return false;
+  frames_[index].flags.fetch_and(mask, std::memory_order_relaxed);
+  pinned_count_.fetch_sub(1, std::memory_order_relaxed);
+  return true;
 }
 
 void FramePool::list(uint32_t index, End end) {

@@ -26,6 +26,7 @@ struct Frame {
   static constexpr uint8_t kListed = 8;      ///< in one of the LRU lists
   static constexpr uint8_t kStale = 16;      ///< overtaken by a write while it was being filled: not to be believed
   static constexpr uint8_t kReported = 32;   ///< this content failed to be written back before, and errseq has it
+  static constexpr uint8_t kPinned = 64;     ///< when clean, it is in no list: nothing evicts it
 
   uint32_t file = 0;  // PageCache's file index
   uint32_t page = 0;
@@ -49,11 +50,20 @@ class FramePool {
   std::byte* data(uint32_t index) { return memory_ + index * kPageBytes; }
   uint32_t frame_count() const { return frame_count_; }
   uint32_t free_count() const { return free_count_.load(std::memory_order_relaxed); }
+  /// Those that have memory: once given, it stays ours.
+  uint32_t resident_count() const { return populated_.load(std::memory_order_relaxed) - 1; }
+  uint32_t pinned_count() const { return pinned_count_.load(std::memory_order_relaxed); }
 
   /// With one reference; 0 when none is free.
   uint32_t allocate();
   /// Drops a reference; the last one frees the frame (which must be in no list).
   void release(uint32_t index);
+
+  /// A frame that is in no list is not to be evicted from now on, unless so many are pinned already. Under its File's
+  /// lock, as unpin().
+  bool pin(uint32_t index, uint32_t most);
+  /// Answers whether it was pinned.
+  bool unpin(uint32_t index);
 
   enum class End : uint8_t { cold, hot };
   void list(uint32_t index, End end);
@@ -91,9 +101,10 @@ class FramePool {
   List probation_;
   List protected_;
   uint32_t free_head_ = 0;
-  uint32_t untouched_ = 1;  // frames from here on were never used
-  uint32_t populated_ = 1;  // frames from here on have no memory yet
+  uint32_t untouched_ = 1;              // frames from here on were never used
+  std::atomic<uint32_t> populated_{1};  // frames from here on have no memory yet; written under the lock
   std::atomic<uint32_t> free_count_;
+  std::atomic<uint32_t> pinned_count_{0};
 };
 
 template <typename Keep>

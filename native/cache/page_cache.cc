@@ -168,7 +168,7 @@ bool PageCache::end_writing_locked(File& file, uint32_t page, uint32_t sent_fram
   } else {
     sent.flags.fetch_and(static_cast<uint8_t>(~Frame::kReported));
     set_state_locked(file, page, frame, PageState::clean);
-    frames_.list(frame, FramePool::End::cold);
+    list_clean_locked(file, frame, FramePool::End::cold);
   }
   frames_.release(sent_frame);
   return is_news;
@@ -184,6 +184,37 @@ void PageCache::dirty_locked(File& file, uint32_t page, uint32_t frame, const fa
   if (was_failed) return;  // counted already
   meta.appliance = static_cast<uint16_t>(region->appliance->index);
   count_dirty_locked(file, page, meta);
+}
+
+void PageCache::list_clean_locked(File& file, uint32_t frame, FramePool::End end) {
+  auto most = static_cast<uint32_t>(options_.pinned_bytes / kPageBytes);
+  if (!file.pinned || !frames_.pin(frame, most)) frames_.list(frame, end);
+}
+
+void PageCache::set_pinned(File& file, bool pinned) {
+  file.lock.lock();
+  file.pinned = pinned;
+  file.for_each_page(0, UINT32_MAX, [&](uint32_t, uint32_t frame) {
+    bool clean = frames_[frame].state == PageState::clean;
+    if (pinned && clean) {
+      frames_.unlist(frame);
+      list_clean_locked(file, frame, FramePool::End::hot);
+    } else if (!pinned && frames_.unpin(frame) && clean) {
+      frames_.list(frame, FramePool::End::hot);
+    }
+  });
+  file.lock.unlock();
+}
+
+PageCache::Residency PageCache::residency_of(File& file) {
+  Residency found;
+  file.lock.lock();
+  file.for_each_page(0, UINT32_MAX, [&](uint32_t, uint32_t frame) {
+    found.cached_bytes += kPageBytes;
+    if ((frames_[frame].flags.load(std::memory_order_relaxed) & Frame::kPinned) != 0) found.pinned_bytes += kPageBytes;
+  });
+  file.lock.unlock();
+  return found;
 }
 
 uint32_t PageCache::take_frame(Lane& lane) {

@@ -70,6 +70,7 @@ class PageCache {
     uint64_t cache_bytes = 256ull << 20;
     uint64_t dirty_bytes = 128ull << 20;
     uint64_t appliance_dirty_bytes = 64ull << 20;
+    uint64_t pinned_bytes = 64ull << 20;  ///< of the cache, at most so much can be pinned
     uint32_t read_ahead_pages = 1024;
     uint64_t flush_age_ns = 100'000'000;
   };
@@ -103,11 +104,21 @@ class PageCache {
   /// yet.
   enum class WriteBack : uint8_t { done, failed, lost };
   bool end_writing_locked(File& file, uint32_t page, uint32_t sent_frame, WriteBack outcome);
+  /// A page is clean and may be evicted, unless its file is pinned.
+  void list_clean_locked(File& file, uint32_t frame, FramePool::End end);
 
   /// A frame with one reference, by eviction if need be; 0: everything is dirty or in use.
   uint32_t take_frame(Lane& lane);
   /// Drops the clean pages of [first, last]; returns how many.
   uint32_t drop_clean(File& file, uint32_t first, uint32_t last);
+  /// From now on what is cached of the file stays, or may go again.
+  void set_pinned(File& file, bool pinned);
+  /// How much of a file is here, and how much of that is pinned.
+  struct Residency {
+    uint64_t cached_bytes = 0;
+    uint64_t pinned_bytes = 0;
+  };
+  Residency residency_of(File& file);
   /// Drops everything, dirty pages too (their data is lost on purpose). Pages in flight stay.
   void discard(File& file);
 

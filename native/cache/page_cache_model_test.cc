@@ -57,6 +57,10 @@ class Run {
         case 3:
           co_await punch();
           break;
+        case 15:
+          if (random_() % 4 == 0) cache_.set_pinned(*file_, random_() % 2 == 0);
+          co_await check();
+          break;
         case 4:
         case 5:
         case 6:
@@ -71,6 +75,8 @@ class Run {
     }
     CHECK(co_await flush_file(cache_, lane_, *file_) == 0);
     CHECK(file_->dirty_pages.load() == 0);
+    cache_.set_pinned(*file_, false);
+    CHECK(cache_.frames().pinned_count() == 0);
     cache_.drop_clean(*file_, 0, UINT32_MAX);
     for (uint64_t at = 0; at < model_.bytes.size() && wrong_.empty(); at += 1 << 20) {
       co_await compare(at, std::min<uint64_t>(1 << 20, model_.bytes.size() - at));
@@ -207,8 +213,11 @@ TEST_CASE("random operations read back what an in-memory file would") {
   Reactor reactor({});
   fabric::Directory directory;
   Cluster cluster(directory);
-  PageCache::Options options{
-      .cache_bytes = 3 << 20, .dirty_bytes = 1 << 20, .appliance_dirty_bytes = 1 << 20, .read_ahead_pages = 64};
+  PageCache::Options options{.cache_bytes = 3 << 20,
+                             .dirty_bytes = 1 << 20,
+                             .appliance_dirty_bytes = 1 << 20,
+                             .pinned_bytes = 1 << 19,
+                             .read_ahead_pages = 64};
   PageCache cache(options, directory, cluster);
   cluster.attach(cache.slabs());
   auto fabric = fabric::Fabric::create(reactor, directory, test_credentials());

@@ -90,7 +90,7 @@ bool finish_page_locked(PageCache& cache, File& file, uint32_t page, uint32_t fr
   }
   clear_beyond_end_locked(cache, file, page, frame);
   cache.set_state_locked(file, page, frame, PageState::clean);
-  frames.list(frame, cold ? FramePool::End::cold : FramePool::End::hot);
+  cache.list_clean_locked(file, frame, cold ? FramePool::End::cold : FramePool::End::hot);
   return true;
 }
 
@@ -245,6 +245,20 @@ Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, u
     co_return 0;
   }
   file.lock.unlock();
+  co_return error;
+}
+
+Task<int> warm_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes) {
+  uint64_t end = std::min(offset + bytes, file.size.load());
+  constexpr uint64_t kStep = uint64_t{kRequestPages - 1} * kPageBytes;
+  int error = 0;
+  for (uint64_t at = offset / kPageBytes * kPageBytes; at < end && error == 0; at += kStep) {
+    auto step = static_cast<uint32_t>(std::min(kStep, end - at));
+    PinnedPages pins(cache.frames());
+    if (file.mode.load() == Delegation::shared) co_return EBUSY;  // nothing of it is cached
+    if (!read_hit(cache, lane, file, at, step, pins))
+      error = co_await read_pages(cache, lane, file, at, step, Reuse::ours, pins);
+  }
   co_return error;
 }
 

@@ -18,6 +18,10 @@ bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_
 Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, Reuse reuse,
                      PinnedPages& pins);
 
+/// Brings [offset, offset+bytes) of a file into our frames, as far as it lies within the file. 0 or an errno; EBUSY:
+/// the file is shared, and nothing of it is cached.
+Task<int> warm_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes);
+
 /// Fetches what read-ahead predicts after this request; runs on by itself.
 void read_ahead(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes);
 

@@ -47,6 +47,7 @@ TEST_CASE("a read of which part is here keeps that part, however full the cache 
   PageCache::Options options{.cache_bytes = 4 * kHalf * kPageBytes,
                              .dirty_bytes = 1 << 20,
                              .appliance_dirty_bytes = 1 << 20,
+                             .pinned_bytes = 0,
                              .read_ahead_pages = 0};
   PageCache cache(options, directory, cluster);
   cluster.attach(cache.slabs());

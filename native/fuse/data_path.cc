@@ -13,6 +13,7 @@
 #include "cache/file_control.h"
 #include "cache/reader.h"
 #include "cache/shared_io.h"
+#include "fuse/kernel_reclaimer.h"
 #include "fuse/opcode_table.h"
 #include "fuse/session.h"
 
@@ -54,6 +55,29 @@ class SlowRead {
  private:
   File& file_;
 };
+
+/// The kernel has more of our files than the limit lets it: whoever makes it take more waits, as long as what is being
+/// dropped does not wait for this very request.
+Task<int> hold_back(Worker& worker, const File& file, uint64_t offset, uint32_t bytes) {
+  constexpr uint64_t kTurnNs = 500'000;
+  constexpr int kTurns = 1000;
+  auto& reclaimer = worker.session().reclaimer();
+  uint32_t first = cache::page_of(offset);
+  uint32_t count = cache::pages_spanned(offset, bytes);
+  worker.counters.held_back.fetch_add(1, std::memory_order_relaxed);
+  for (int turn = 0; turn < kTurns && reclaimer.must_wait() && !reclaimer.waits_for(file.node, first, count); ++turn)
+    co_await Sleep(worker.reactor(), kTurnNs);
+  co_return 0;
+}
+
+/// Answers whether the kernel has too much now.
+bool give_kernel(Worker& worker, Handle& handle, uint64_t offset, uint32_t bytes) {
+  auto& session = worker.session();
+  if (!session.kernel_pages().give(*handle.kernel, cache::page_of(offset), cache::pages_spanned(offset, bytes)))
+    return false;
+  session.reclaimer().look();
+  return session.reclaimer().must_wait();
+}
 
 void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t bytes, const PinnedPages& pins) {
   auto& frames = worker.session().cache().frames();
@@ -127,9 +151,10 @@ Detached serve_beyond_end(Worker& worker, Ticket ticket, File& file) {
 }
 
 Detached serve_write(Worker& worker, Ticket ticket, File& file, fuse_write_in in, const std::byte* data,
-                     [[maybe_unused]] RequestBuffer buffer) {
+                     [[maybe_unused]] RequestBuffer buffer, bool too_much) {
   auto& cache = worker.session().cache();
   FileUse use(cache, file);
+  if (too_much) co_await hold_back(worker, file, in.offset, in.size);
   auto origin = (in.write_flags & FUSE_WRITE_CACHE) != 0 ? cache::Origin::mapping : cache::Origin::application;
   int error = co_await cache::write_file(cache, worker.lane(), file, in.offset, {data, in.size}, origin);
   if (error != 0) {
@@ -157,29 +182,16 @@ Detached serve_allocate(Worker& worker, Ticket ticket, File& file, fuse_fallocat
                      co_await cache::allocate_range(cache, worker.lane(), file, in.offset, in.length, keep_size));
 }
 
-}  // namespace
-
-void handle_read(Worker& worker, Request& request) {
-  fuse_read_in in = request.as<fuse_read_in>();
-  Ticket ticket = request.ticket;
-  File& file = *handle_of(in.fh).file;
-  uint64_t size = file.size.load(std::memory_order_relaxed);
-  worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
-  if (in.offset >= size) {
-    serve_beyond_end(worker, ticket, file);
-    return;
-  }
-  if (in.size == 0) return worker.reply(ticket, nullptr, 0);
-  auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
-  worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
+void answer_read(Worker& worker, Ticket ticket, File& file, const fuse_read_in& in, uint32_t bytes,
+                 RequestBuffer& buffer) {
   if (file.mode.load(std::memory_order_relaxed) == Delegation::shared) {
-    serve_shared_read(worker, ticket, file, in.offset, bytes, std::move(request.buffer));
+    serve_shared_read(worker, ticket, file, in.offset, bytes, std::move(buffer));
     return;
   }
   auto& cache = worker.session().cache();
   auto reuse = (in.flags & O_DIRECT) != 0 ? cache::Reuse::ours : cache::Reuse::kernel_keeps;
   if (cache::may_read_direct(cache, file, in.offset, bytes)) {
-    serve_direct_read(worker, ticket, file, in.offset, bytes, reuse, std::move(request.buffer));
+    serve_direct_read(worker, ticket, file, in.offset, bytes, reuse, std::move(buffer));
     return;
   }
   PinnedPages pins(cache.frames());
@@ -191,6 +203,36 @@ void handle_read(Worker& worker, Request& request) {
   cache::read_ahead(cache, worker.lane(), file, in.offset, bytes);
 }
 
+Detached serve_held_back(Worker& worker, Ticket ticket, File& file, fuse_read_in in, uint32_t bytes,
+                         RequestBuffer buffer) {
+  FileUse use(worker.session().cache(), file);
+  co_await hold_back(worker, file, in.offset, bytes);
+  answer_read(worker, ticket, file, in, bytes, buffer);
+}
+
+}  // namespace
+
+void handle_read(Worker& worker, Request& request) {
+  fuse_read_in in = request.as<fuse_read_in>();
+  Ticket ticket = request.ticket;
+  Handle& handle = handle_of(in.fh);
+  File& file = *handle.file;
+  uint64_t size = file.size.load(std::memory_order_relaxed);
+  worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
+  if (in.offset >= size) {
+    serve_beyond_end(worker, ticket, file);
+    return;
+  }
+  if (in.size == 0) return worker.reply(ticket, nullptr, 0);
+  auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
+  worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  if ((in.flags & O_DIRECT) == 0 && give_kernel(worker, handle, in.offset, bytes)) {
+    serve_held_back(worker, ticket, file, in, bytes, std::move(request.buffer));
+  } else {
+    answer_read(worker, ticket, file, in, bytes, request.buffer);
+  }
+}
+
 void handle_write(Worker& worker, Request& request) {
   fuse_write_in in = request.as<fuse_write_in>();
   Ticket ticket = request.ticket;
@@ -198,7 +240,11 @@ void handle_write(Worker& worker, Request& request) {
   if (in.offset > kMaxFileBytes - in.size) return worker.reply_error(ticket, EFBIG);
   worker.counters.writes.fetch_add(1, std::memory_order_relaxed);
   worker.counters.write_bytes.fetch_add(in.size, std::memory_order_relaxed);
-  serve_write(worker, ticket, *handle_of(in.fh).file, in, request.payload.data(), std::move(request.buffer));
+  Handle& handle = handle_of(in.fh);
+  // What a mapping has dirtied was given before. With O_DIRECT the kernel keeps nothing.
+  bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && (in.flags & O_DIRECT) == 0 && in.size > 0;
+  bool too_much = kept && give_kernel(worker, handle, in.offset, in.size);
+  serve_write(worker, ticket, *handle.file, in, request.payload.data(), std::move(request.buffer), too_much);
 }
 
 void handle_flush(Worker& worker, Request& request) {

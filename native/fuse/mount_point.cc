@@ -149,12 +149,18 @@ int force_unmount(const std::string& mount_point) {
   return unmount_fuse(mount_point, true);
 }
 
-void tune_backing_device(const std::string& mount_point) {
+void tune_backing_device(const std::string& mount_point, uint64_t dirty_limit_bytes) {
   std::string device = device_of(mount_point);
   if (device.empty() || geteuid() != 0) return;
   std::string folder = "/sys/class/bdi/" + device + "/";
-  write_text(folder + "strict_limit", "0");
-  write_text(folder + "max_ratio", "100");
+  if (dirty_limit_bytes == 0) {
+    write_text(folder + "strict_limit", "0");
+    write_text(folder + "max_ratio", "100");
+  } else {
+    // Where there is no max_bytes (before Linux 6.2), FUSE's own limit of one percent stays.
+    write_text(folder + "max_bytes", std::to_string(dirty_limit_bytes));
+    write_text(folder + "strict_limit", "1");
+  }
 }
 
 }  // namespace extmem::fuse

@@ -2,6 +2,7 @@
 // more.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace extmem::fuse {
@@ -21,8 +22,8 @@ int unmount_fuse(const std::string& mount_point, bool lazy);
 /// Aborts the connection mounted there (every request fails, D-state waiters wake), then detaches it. 0 or an errno.
 int force_unmount(const std::string& mount_point);
 
-/// As root: lifts the backing device's write-back limits, which for FUSE are 1 % and strict. A hint; nothing fails
-/// without it.
-void tune_backing_device(const std::string& mount_point);
+/// As root: how much the kernel may keep dirty of the mount before writers through mappings wait. dirty_limit_bytes 0:
+/// what it lets every file system (for FUSE it begins with 1 %, strictly). A hint; nothing fails without it.
+void tune_backing_device(const std::string& mount_point, uint64_t dirty_limit_bytes);
 
 }  // namespace extmem::fuse

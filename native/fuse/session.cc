@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,9 @@ namespace extmem::fuse {
 namespace {
 
 constexpr unsigned kMaxWorkers = 8;
+/// With a limit, of what it leaves to the kernel's pages this part may be dirty: what is dirty is dropped slowly, page
+/// by page.
+constexpr uint64_t kDirtyShare = 4;
 
 std::vector<int> usable_cpus() {
   cpu_set_t set;
@@ -73,6 +77,8 @@ Session::~Session() {
 }
 
 MountResult Session::start() {
+  // The thread that answers control requests, and those made from here on: as the reactors (worker.cc). Root only.
+  prctl(PR_SET_IO_FLUSHER, 1);
   Rings rings;
   if (options_.uring != UringUse::never) rings = make_rings();
   if (rings.empty() && options_.uring == UringUse::always) return {-1, "EOPNOTSUPP", uring_refused_};
@@ -111,8 +117,10 @@ MountResult Session::begin(Rings rings) {
     retreat();
     return {-1, "EPROTO", handshake.error};
   }
-  tune_backing_device(options_.mount_point);
+  uint64_t limit = options_.memory_limit_bytes;
+  tune_backing_device(options_.mount_point, limit == 0 ? 0 : (limit - options_.cache.cache_bytes) / kDirtyShare);
   notifier_ = std::make_unique<Notifier>(device_fd_);
+  reclaimer_ = std::make_unique<KernelReclaimer>(device_fd_, kernel_pages_, cache_.frames(), limit);
   if (over_uring_) {
     make_workers(std::move(rings));
   } else {
@@ -173,10 +181,24 @@ void Session::retreat() {
   // The workers first: they would take the abort for the end of the session.
   workers_.clear();
   notifier_.reset();
+  reclaimer_.reset();
   force_unmount(options_.mount_point);
   close(std::exchange(device_fd_, -1));
   std::lock_guard guard(pending_lock_);
   pending_.clear();
+}
+
+void Session::invalidate_inode(uint64_t node, int64_t offset, int64_t length, Notifier::Done done) {
+  cache::KernelPages::Taken taken;
+  if (offset >= 0) {
+    uint64_t end = length > 0 ? static_cast<uint64_t>(offset + length) : UINT64_MAX;
+    taken = kernel_pages_.take(node, cache::page_of(static_cast<uint64_t>(offset)),
+                               end == UINT64_MAX ? UINT32_MAX : cache::page_of(end - 1));
+  }
+  notifier_->invalidate_inode(node, offset, length, [this, taken, done = std::move(done)](int error) {
+    kernel_pages_.settle(taken);
+    done(error);
+  });
 }
 
 bool Session::reply(uint64_t id, int error, std::span<const uint8_t> body) {
@@ -221,6 +243,7 @@ void Session::end(int error) {
 
 void Session::stop() {
   if (notifier_ != nullptr) notifier_->stop();
+  if (reclaimer_ != nullptr) reclaimer_->stop();
   for (auto& worker : workers_) worker->stop();
 }
 
@@ -271,6 +294,7 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
     add("fuse.writeBytes", fuse.write_bytes);
     add("fuse.syncs", fuse.syncs);
     add("fuse.errors", fuse.errors);
+    add("fuse.heldBack", fuse.held_back);
     add("fuse.ringEntries", fuse.ring_entries);
     auto& lane = worker->lane().counters;
     add("cache.hits", lane.hits);
@@ -293,6 +317,12 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
   add("cache.limitBytes", options_.cache.cache_bytes);
   add("cache.usedBytes", (cache_.frames().frame_count() - 1 - cache_.frames().free_count()) * cache::kPageBytes);
   add("cache.dirtyBytes", cache_.dirty_bytes());
+  add("cache.residentBytes", uint64_t{cache_.frames().resident_count()} * cache::kPageBytes);
+  add("cache.pinnedBytes", uint64_t{cache_.frames().pinned_count()} * cache::kPageBytes);
+  add("cache.pinLimitBytes", options_.cache.pinned_bytes);
+  add("kernel.limitBytes", options_.memory_limit_bytes);
+  add("kernel.pageBytes", kernel_pages_.pages() * cache::kPageBytes);
+  add("kernel.droppedBytes", (reclaimer_ == nullptr ? 0 : reclaimer_->dropped_pages()) * cache::kPageBytes);
   add("extent.freeBytes", cache_.slabs().free_bytes());
   add("extent.provisionedBytes", cache_.slabs().total_bytes());
   return rows;

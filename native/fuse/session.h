@@ -13,8 +13,10 @@
 #include <vector>
 
 #include "base/io_ring.h"
+#include "cache/kernel_pages.h"
 #include "cache/page_cache.h"
 #include "fuse/control_sink.h"
+#include "fuse/kernel_reclaimer.h"
 #include "fuse/mount_point.h"
 #include "fuse/notifier.h"
 #include "fuse/uring_channel.h"
@@ -31,6 +33,7 @@ class Session {
     std::string mount_point;
     unsigned threads = 0;  ///< 0: one per CPU that we may use, at most 8
     UringUse uring = UringUse::never;
+    uint64_t memory_limit_bytes = 0;  ///< of our frames and the kernel's pages of our files together; 0: none
     cache::PageCache::Options cache;
     fabric::Fabric::Options fabric;
   };
@@ -50,6 +53,10 @@ class Session {
   void stop();
 
   Notifier& notifier() { return *notifier_; }
+  /// The same as the notifier's, for its own caller; what the kernel drops of the file is not counted any more.
+  void invalidate_inode(uint64_t node, int64_t offset, int64_t length, Notifier::Done done);
+  cache::KernelPages& kernel_pages() { return kernel_pages_; }
+  KernelReclaimer& reclaimer() { return *reclaimer_; }
   cache::PageCache& cache() { return cache_; }
   fabric::Directory& directory() { return directory_; }
   const Options& options() const { return options_; }
@@ -78,8 +85,10 @@ class Session {
   unsigned worker_count_;
   fabric::Directory directory_;
   cache::PageCache cache_;
+  cache::KernelPages kernel_pages_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::unique_ptr<Notifier> notifier_;
+  std::unique_ptr<KernelReclaimer> reclaimer_;
   int device_fd_ = -1;
   bool over_uring_ = false;
   std::string uring_refused_;

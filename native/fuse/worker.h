@@ -24,7 +24,7 @@ struct Opcode;
 
 struct WorkerCounters {
   std::atomic<uint64_t> requests{0}, control{0}, reads{0}, read_bytes{0}, writes{0}, write_bytes{0}, syncs{0},
-      errors{0}, ring_entries{0};
+      errors{0}, ring_entries{0}, held_back{0};
 };
 
 class Worker {

@@ -59,7 +59,9 @@ export interface MountOptions {
   mountPoint: string;
   threads: number; // 0: one per CPU, at most 8
   ioUring: IoUring;
+  memoryLimitBytes: number; // page frames and the kernel's pages of our files together (C10); 0: none
   cacheBytes: number; // page frames (C10)
+  pinLimitBytes: number; // of them pinned at most
   dirtyBytes: number; // of them dirty at most
   applianceDirtyBytes: number; // of them dirty for one appliance at most
   client: number;
@@ -132,7 +134,8 @@ export interface NativeMount {
   setSize(node: number, size: number): void;
   /** Whether POSIX locks are held for it: FLUSH then makes the commit upcall although nothing changed. */
   setLocked(node: number, locked: boolean): void;
-  openHandle(node: number, flags: number): number;
+  /** keepsKernelPages: the open is answered with keep_cache. */
+  openHandle(node: number, flags: number, keepsKernelPages: boolean): number;
   closeHandle(handle: number): void;
   /** Writes dirty pages back; data only. Rejects EIO (pages are kept). */
   flushFile(node: number): Promise<void>;
@@ -140,10 +143,17 @@ export interface NativeMount {
   beginCut(node: number, offset: number, length: number): Promise<void>;
   /** record: the manager's new one; absent: the cut did not happen. Partial pages at the edges are zeroed, unless the manager did that. */
   endCut(node: number, record?: Uint8Array, edgesZeroed?: boolean): Promise<void>;
-  /** Drops clean pages of our cache. */
-  dropPages(node: number, offset: number, length: number): void;
+  /** Drops clean pages of our cache; answers how many bytes. */
+  dropPages(node: number, offset: number, length: number): number;
   /** Forgets the file; dirty pages are lost (unlinked, or fenced). It must have no handles. */
   dropFile(node: number): void;
+  /** Reads a range into our cache, as far as it lies within the file. Rejects EBUSY while the file is shared. */
+  warmFile(node: number, offset: number, length: number): Promise<void>;
+  /** Whether clean pages of the file are kept from eviction, as far as pinLimitBytes goes. */
+  setPinned(node: number, pinned: boolean): void;
+  residency(node: number): { cachedBytes: number; pinnedBytes: number };
+  /** The kernel has forgotten the inode, and with it its pages. */
+  forgetKernelPages(node: number): void;
 
   /** The kernel's caches; sent from a thread that serves no requests. offset < 0: attributes only. ENOENT is no error. */
   invalidateInode(node: number, offset: number, length: number): Promise<void>;

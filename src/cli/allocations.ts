@@ -6,6 +6,7 @@ import { messageOf } from '../base/errors.js';
 import { ExitCode, UsageError } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { ManagerApi } from './manager_api.js';
+import { pinnedHere } from './status.js';
 import { printError, printJson, printLine, printWarning, Progress, renderFacts, renderTable } from './output.js';
 
 const route = '/v1/allocations';
@@ -120,9 +121,11 @@ async function listAll(api: ManagerApi, path: string): Promise<AllocationInfo[]>
 
 export async function runInfo(call: Invocation): Promise<ExitCode> {
   const path = pathOf(argument(call, 0, 'which path to tell about'));
-  const found = await apiOf(call).get<AllocationInfo>(routeOf(path));
+  const api = apiOf(call);
+  const found = await api.get<AllocationInfo>(routeOf(path));
+  const pinned = await pinnedHere(found.attr.ino, api.url);
   if (call.json) {
-    printJson(found);
+    printJson({ ...found, pinnedHere: pinned });
     return ExitCode.ok;
   }
   const { attr, regions, holders } = found;
@@ -136,6 +139,7 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
     ['modified', new Date(attr.mtime[0] * 1000).toISOString()],
   ];
   if (found.lost) facts.push(['state', 'LOST in part: an appliance that held some of it is gone']);
+  for (const { mountPoint, pinnedBytes } of pinned) facts.push(['pinned', `${formatSize(pinnedBytes)} in the cache of ${mountPoint}`]);
   printLine(renderFacts(facts));
   if (regions.length > 0) {
     printLine(

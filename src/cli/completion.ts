@@ -11,8 +11,9 @@ const choices: Record<string, string> = {
   '--strategy': 'spread best-fit',
   '--log-level': 'trace debug info warn error silent',
 };
-/** Commands whose arguments are paths of this machine. */
-const localPaths = ['up', 'mount', 'umount'];
+/** Commands whose arguments are folders of this machine, or files. */
+const folders = ['up', 'mount', 'umount'];
+const files = ['evict', 'warm', 'pin', 'unpin'];
 
 export async function runCompletion(call: Invocation): Promise<ExitCode> {
   const shell = call.args[0] ?? 'bash';
@@ -51,7 +52,7 @@ ${cases.join('\n')}
     COMPREPLY=($(compgen -W "$flags" -- "$word"))
     return
   fi
-  case "$command" in ${localPaths.join('|')}) COMPREPLY=($(compgen -d -- "$word")) ;; completion) COMPREPLY=($(compgen -W bash -- "$word")) ;; esac
+  case "$command" in ${folders.join('|')}) COMPREPLY=($(compgen -d -- "$word")) ;; ${files.join('|')}) COMPREPLY=($(compgen -f -- "$word")) ;; completion) COMPREPLY=($(compgen -W bash -- "$word")) ;; esac
 }
 complete -o filenames -F _extmem extmem`;
 }

@@ -2,7 +2,7 @@
  * `extmem doctor`: what this machine can do, what is missing and how to get it, and which session and transport would be used.
  * Reads only; fails (exit 1) only when the main job, mounting and serving memory, cannot work here.
  */
-import { constants } from 'node:fs';
+import { constants, readFileSync } from 'node:fs';
 import { access, readdir, readFile } from 'node:fs/promises';
 import { availableParallelism, release } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -26,6 +26,8 @@ export interface Finding {
 /** What the findings are drawn from; tests give their own. */
 export interface Machine {
   root: boolean;
+  /** CAP_SYS_RESOURCE: for oom_score_adj below 0 and PR_SET_IO_FLUSHER. */
+  sysResource: boolean;
   kernel: string;
   cpus: number;
   fuseDevice: boolean;
@@ -73,9 +75,17 @@ async function probeAddon(): Promise<Machine['probe']> {
   }
 }
 
+const CAP_SYS_RESOURCE = 24n;
+
+export function hasSysResource(status = readFileSync('/proc/self/status', 'utf8')): boolean {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0'}`);
+  return ((effective >> CAP_SYS_RESOURCE) & 1n) === 1n;
+}
+
 export async function inspectMachine(): Promise<Machine> {
   return {
     root: process.getuid?.() === 0,
+    sysResource: hasSysResource(),
     kernel: release(),
     cpus: availableParallelism(),
     fuseDevice: await access('/dev/fuse', constants.R_OK | constants.W_OK).then(
@@ -216,6 +226,27 @@ function examineMemory(machine: Machine, cacheBytes: number): Finding[] {
   return findings;
 }
 
+/** What a mount's process can do for itself when memory is short. */
+function examinePressure({ root, sysResource }: Machine): Finding {
+  const name = 'memory pressure';
+  if (!root)
+    return {
+      name,
+      verdict: 'advice',
+      value:
+        "without root a mount's process can be killed for memory like any other, and the kernel lets 1 % of memory be dirty of its files (their writers wait)",
+      advice: 'mount as root; docs/operations.md, "When memory is short"',
+    };
+  if (!sysResource)
+    return {
+      name,
+      verdict: 'advice',
+      value: "without CAP_SYS_RESOURCE a mount's process can be killed for memory like any other, and may wait for its own write-back",
+      advice: 'in a container: --cap-add SYS_RESOURCE',
+    };
+  return { name, verdict: 'ok', value: 'who serves a mount is protected from the OOM killer, and does not wait for itself' };
+}
+
 function examineLimits(machine: Machine): Finding[] {
   // Node raises the soft limit to the hard one at its start, so the soft one read here is what a role gets.
   const files = limitOf(machine.limits, 'Max open files');
@@ -240,7 +271,13 @@ function examineRdma({ infiniband }: Machine): Finding {
 }
 
 export function examine(machine: Machine, options: { cacheBytes: number }): Finding[] {
-  return [...examineFuse(machine), ...examineMemory(machine, options.cacheBytes), ...examineLimits(machine), examineRdma(machine)];
+  return [
+    ...examineFuse(machine),
+    ...examineMemory(machine, options.cacheBytes),
+    examinePressure(machine),
+    ...examineLimits(machine),
+    examineRdma(machine),
+  ];
 }
 
 export async function runDoctor(call: Invocation): Promise<ExitCode> {

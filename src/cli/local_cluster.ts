@@ -17,7 +17,16 @@ import { Supervised } from './supervision.js';
 const mostMemory = 4 * 1024 ** 3;
 const leastMemoryEach = 64 * 1024 ** 2;
 /** Settings that the mount takes as they are. */
-const passedToMount: readonly SettingName[] = ['cache', 'dirty', 'readAhead', 'threads', 'ioUring', 'memoryCgroup', 'transport'];
+const passedToMount: readonly SettingName[] = [
+  'cache',
+  'memoryLimit',
+  'dirty',
+  'readAhead',
+  'threads',
+  'ioUring',
+  'memoryCgroup',
+  'transport',
+];
 
 export interface LocalClusterOptions {
   settings: Settings;

@@ -10,7 +10,7 @@ import type { ExitCode } from './exit.js';
 import type { SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
-const mountSettings = ['cache', 'dirty', 'readAhead', 'threads', 'ioUring', 'memoryCgroup', 'transport', 'name'] as const;
+const mountSettings = ['cache', 'memoryLimit', 'dirty', 'readAhead', 'threads', 'ioUring', 'memoryCgroup', 'transport', 'name'] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -27,6 +27,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
         'dir',
         'managerListen',
         'cache',
+        'memoryLimit',
         'dirty',
         'readAhead',
         'threads',
@@ -83,6 +84,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
       examples: [
         'extmem mount --manager 10.0.0.1 /mnt/extmem',
         'extmem mount --manager 10.0.0.1 --cache 4G --transport tcp --detach /mnt/extmem',
+        'extmem mount --manager 10.0.0.1 --memory-limit 2G /mnt/extmem',
       ],
     },
     async () => (await import('./roles.js')).runMount,
@@ -163,12 +165,49 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
   ],
   [
     {
-      usage: 'evict [mount-point]',
-      summary: "drop what is clean in a mount's cache (and the kernel's): for measurements",
-      details: 'Without a mount point: of all mounts of this user on this machine. Nothing is lost: dirty pages stay.',
-      examples: ['extmem evict /mnt/extmem', 'extmem evict'],
+      usage: 'evict [paths...]',
+      summary: "drop what is clean, from a mount's cache and the kernel's: of files, or of whole mounts",
+      details:
+        'A path is a file on a mount, or a mount point; without one: all mounts of this user on this machine. Nothing is lost: what is dirty stays. What is pinned stays too.',
+      examples: ['extmem evict /mnt/extmem/table', 'extmem evict /mnt/extmem/logs/*', 'extmem evict /mnt/extmem', 'extmem evict'],
     },
-    async () => (await import('./status.js')).runEvict,
+    async () => (await import('./file_cache.js')).runEvict,
+  ],
+  [
+    {
+      usage: 'warm <files...>',
+      summary: 'read files on a mount into its cache before they are needed',
+      details: 'The mount reads, in the background; this waits and tells how far it is. What the cache has no room for is left out.',
+      flags: [
+        ['--offset <size>', 'from here on'],
+        ['--length <size>', 'so much (default: to the end)'],
+        ['--background', 'do not wait; extmem status tells when it is done'],
+      ],
+      examples: [
+        'extmem warm /mnt/extmem/table',
+        'extmem warm --offset 1G --length 256M /mnt/extmem/table',
+        'extmem warm --background /mnt/extmem/db/*',
+      ],
+    },
+    async () => (await import('./file_cache.js')).runWarm,
+  ],
+  [
+    {
+      usage: 'pin <files...>',
+      summary: 'keep files on a mount in its cache: they are read into it, and never evicted',
+      details:
+        'Refused when there is no room: half of the cache can be pinned (what may be dirty, twice, cannot). A pin ends with extmem unpin, when the file is removed, and with the mount.',
+      examples: ['extmem pin /mnt/extmem/index', 'extmem pin /mnt/extmem/db/*.idx --json'],
+    },
+    async () => (await import('./file_cache.js')).runPin,
+  ],
+  [
+    {
+      usage: 'unpin <files...>',
+      summary: 'let pinned files be evicted again',
+      examples: ['extmem unpin /mnt/extmem/index'],
+    },
+    async () => (await import('./file_cache.js')).runUnpin,
   ],
   [
     {

@@ -14,8 +14,10 @@ import type { Invocation } from './invocation.js';
 import { leaveLimitedMemoryCgroup } from './memory_cgroup.js';
 import { renderMetrics } from './metrics.js';
 import { prepareMountPoint } from './mount_point.js';
+import { protectFromOom } from './oom_score.js';
 import { printWarning } from './output.js';
 import { stateHome } from './running.js';
+import type { Settings } from './settings.js';
 
 /** How long open files may keep a detached mount alive that was told to end. */
 const lazyEndMs = 2000;
@@ -81,6 +83,7 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
   const listen = parseListen(settings.optional('applianceListen') ?? '', 0);
   const memoryBytes = settings.required('memory');
   const { createAppliance } = await import('../appliance/index.js');
+  protectFromOom();
   const appliance = await createAppliance({
     manager: access.url,
     token: access.token,
@@ -126,12 +129,31 @@ export function runMount(call: Invocation): Promise<ExitCode> {
   return runRole({ json: call.json, detach: call.has('detach'), logFile: logFileOf(`mount-${name}`) }, () => startMount(call, path));
 }
 
+/** What the kernel must at least have for our files, or nothing of them could be read. */
+const leastKernelBytes = 8 * 1024 ** 2;
+
+/** The cache, and the limit that it shares with the kernel's pages. */
+export function localMemory(settings: Settings): { cacheBytes: number; memoryLimitBytes: number | undefined } {
+  const memoryLimitBytes = settings.optional('memoryLimit');
+  const asked = settings.required('cache');
+  if (memoryLimitBytes === undefined) return { cacheBytes: asked, memoryLimitBytes };
+  const isDefault = settings.origin('cache').from === 'default';
+  const cacheBytes = isDefault ? Math.min(asked, Math.floor(memoryLimitBytes / 8192) * 4096) : asked;
+  if (memoryLimitBytes - cacheBytes < leastKernelBytes)
+    throw new UsageError(
+      `--memory-limit ${formatSize(memoryLimitBytes)} is for the cache (${formatSize(cacheBytes)}) and for the kernel's pages, which need ` +
+        `${formatSize(leastKernelBytes)} at least: say more, or a smaller --cache`,
+    );
+  return { cacheBytes, memoryLimitBytes };
+}
+
 async function startMount(call: Invocation, path: string): Promise<Running> {
   const { settings } = call;
   const access = managerAccess(settings);
   const mountPoint = await prepareMountPoint(path, { create: call.has('mkdir'), warn: printWarning });
   const left = settings.required('memoryCgroup') === 'leave' ? leaveLimitedMemoryCgroup(printWarning) : undefined;
-  const cacheBytes = settings.required('cache');
+  const { cacheBytes, memoryLimitBytes } = localMemory(settings);
+  protectFromOom();
   const [{ mountFileSystem }, { metricsOf }] = await Promise.all([import('../fs/mount.js'), import('../fs/mount_control.js')]);
   const mount = await mountFileSystem({
     mountPoint,
@@ -140,6 +162,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
     ...(access.ca === undefined ? {} : { ca: access.ca }),
     name: settings.optional('name') ?? hostname(),
     cacheBytes,
+    ...(memoryLimitBytes === undefined ? {} : { memoryLimitBytes }),
     dirtyBytes: settings.optional('dirty') ?? Math.floor(cacheBytes / 4),
     readAheadBytes: settings.required('readAhead'),
     threads: settings.required('threads'),
@@ -151,7 +174,13 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
   const endpoint: Endpoint = { metrics: () => metricsOf(mount.statistics(), mountPoint), unhealthy: () => mount.unhealthy() };
   const http = await openHttp(settings.optional('http'), endpoint, () => mount.unmount());
   return {
-    facts: { mountPoint, manager: access.url, cacheBytes, ...(left === undefined ? {} : { leftMemoryCgroup: left.path }) },
+    facts: {
+      mountPoint,
+      manager: access.url,
+      cacheBytes,
+      memoryLimitBytes,
+      ...(left === undefined ? {} : { leftMemoryCgroup: left.path }),
+    },
     banner: `${mountPoint} is mounted (manager ${access.url}, cache ${formatSize(cacheBytes)}). Ctrl-C or 'extmem umount ${mountPoint}' unmounts.`,
     ended: mount.ended,
     close: async () => {

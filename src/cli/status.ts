@@ -1,13 +1,15 @@
-/** `extmem status` and `extmem evict`: the cluster as the manager sees it, and the mounts of this machine as they see themselves. */
-import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
+/** `extmem status`: the cluster as the manager sees it, and the mounts of this machine as they see themselves. */
+import { codeOf, messageOf } from '../base/errors.js';
 import { formatSize } from '../base/size.js';
+import type { BackingDevice } from '../fs/backing_device.js';
+import type { Residency } from '../fs/residency.js';
 import type { StatusAnswer } from '../manager/index.js';
 import { managerAccess } from './connection.js';
-import { askSocket, mountSockets, socketOfMount } from './endpoint.js';
+import { askSocket, mountSockets } from './endpoint.js';
 import { ExitCode, exitCodeOf } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { ManagerApi } from './manager_api.js';
-import { extmemMounts, resolveMountPoint } from './mount_point.js';
+import { extmemMounts } from './mount_point.js';
 import { printJson, printLine, renderTable } from './output.js';
 
 type ClusterStatus = StatusAnswer & { manager: string };
@@ -80,6 +82,17 @@ export async function localMounts(): Promise<MountStatus[]> {
   return answers.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
 }
 
+/** The mounts of this machine that have a file pinned. */
+export async function pinnedHere(ino: number, manager: string): Promise<{ mountPoint: string; pinnedBytes: number }[]> {
+  return (await localMounts())
+    .filter((mount) => mount['manager'] === manager)
+    .flatMap((mount) => {
+      const files = mount['files'] as ReturnType<Residency['statistics']> | undefined;
+      const found = files?.pinned.find((one) => one.ino === ino);
+      return found === undefined ? [] : [{ mountPoint: String(mount['mountPoint']), pinnedBytes: found.pinnedBytes }];
+    });
+}
+
 function deadMounts(mounts: readonly MountStatus[]): string[] {
   const served = new Set(mounts.map((mount) => mount['mountPoint']));
   return extmemMounts()
@@ -93,6 +106,31 @@ function numbers(value: unknown): Record<string, number> {
 
 const percent = (part: number, whole: number): string => (whole === 0 ? '-' : `${((100 * part) / whole).toFixed(1)} %`);
 
+/** What of this machine's memory the mount's files take, here and in the kernel, and what is pinned of it. */
+function describeLocalMemory(mount: MountStatus): string[] {
+  const kernel = numbers(mount['kernel']);
+  const resident = numbers(mount['cache'])['residentBytes'] ?? 0;
+  const pages = kernel['pageBytes'] ?? 0;
+  const limit = kernel['limitBytes'] ?? 0;
+  const lines = [
+    `local memory: ${formatSize(resident)} of frames, and at most ${formatSize(pages)} of the kernel's pages; ` +
+      (limit > 0
+        ? `together ${formatSize(resident + pages)} of ${formatSize(limit)}, for which ${formatSize(kernel['droppedBytes'] ?? 0)} were dropped`
+        : 'the kernel drops its own as it likes (--memory-limit bounds both)'),
+  ];
+  const device = mount['backingDevice'] as BackingDevice | undefined;
+  if (device !== undefined)
+    lines.push(
+      `backing device ${device.device}: read-ahead ${device.readAheadKb} KiB, dirty at most ${device.maxRatio} %` +
+        `${device.maxBytes === undefined || device.maxBytes === 0 ? '' : ` (${formatSize(device.maxBytes)})`}${device.strictLimit === true ? ', strictly' : ''}`,
+    );
+  const files = mount['files'] as ReturnType<Residency['statistics']> | undefined;
+  for (const { path, sizeBytes, pinnedBytes } of files?.pinned ?? [])
+    lines.push(`pinned: ${path}, ${formatSize(pinnedBytes)} of ${formatSize(sizeBytes)} here`);
+  if (files !== undefined && files.warming > 0) lines.push(`warming: ${files.warming} ${files.warming === 1 ? 'file' : 'files'}`);
+  return lines;
+}
+
 /** A mount's figures for a person: its cache, and each appliance with the transport that reaches it. */
 export function describeMount(mount: MountStatus): string[] {
   const cache = numbers(mount['cache']);
@@ -103,6 +141,7 @@ export function describeMount(mount: MountStatus): string[] {
     `${String(mount['mountPoint'])}: process ${String(mount['pid'])}, ${of(fuse, 'threads')} threads, ${of(fuse, 'requests')} requests over ${String(fuse['session'])}`,
     `cache: ${formatSize(of(cache, 'usedBytes'))} of ${formatSize(of(cache, 'limitBytes'))} used, ${formatSize(of(cache, 'dirtyBytes'))} dirty; ` +
       `${percent(of(cache, 'hits'), lookups)} of ${lookups} page look-ups hit; ${of(cache, 'prefetched')} pages read ahead, ${of(cache, 'prefetchHits')} of them used; ${of(cache, 'evictions')} evicted`,
+    ...describeLocalMemory(mount),
     `fuse: ${formatSize(of(fuse, 'readBytes'))} read, ${formatSize(of(fuse, 'writeBytes'))} written, ${of(fuse, 'errors')} errors`,
   ];
   const fabric = (typeof mount['fabric'] === 'object' && mount['fabric'] !== null ? mount['fabric'] : {}) as Record<
@@ -117,30 +156,4 @@ export function describeMount(mount: MountStatus): string[] {
     );
   }
   return lines;
-}
-
-export async function runEvict(call: Invocation): Promise<ExitCode> {
-  const [path] = call.args;
-  const sockets = path === undefined ? await mountSockets() : [socketOfMount(await resolveMountPoint(path))];
-  let evicted = 0;
-  for (const socket of sockets) {
-    try {
-      await askSocket(socket, 'POST', '/evict', 60_000);
-      evicted += 1;
-    } catch (error) {
-      // A socket without a listener is what a killed mount leaves behind; only one that was asked for by name matters.
-      const gone = ['ENOENT', 'ECONNREFUSED'].includes(codeOf(error));
-      if (gone && path !== undefined)
-        throw new ExtmemError('ENOENT', `no extmem mount of this user serves ${path}; mounts are listed by: extmem status`);
-      if (!gone) throw error;
-    }
-  }
-  if (call.json) printJson({ evicted });
-  else
-    printLine(
-      evicted === 0
-        ? 'there is no mount of this user here'
-        : `${evicted} ${evicted === 1 ? 'mount has' : 'mounts have'} dropped what was clean`,
-    );
-  return ExitCode.ok;
 }

@@ -53,6 +53,8 @@ export interface HeldFile {
 }
 
 export class HeldFiles {
+  /** Told when the last name of a file goes, while it is held. */
+  onUnlinked: (ino: number) => void = () => undefined;
   private readonly files = new Map<number, HeldFile>();
   /** Held without being open, in the order of their last close. */
   private readonly idle = new Map<number, HeldFile>();
@@ -113,6 +115,7 @@ export class HeldFiles {
     if (file.mode === 'shared') this.native.setSize(attr.ino, attr.size);
     if (attr.nlink > 0 || file.unlinked) return;
     file.unlinked = true;
+    this.onUnlinked(attr.ino);
     if (!isOpen(file) && file.changing === undefined) this.giveBack(file);
   }
 

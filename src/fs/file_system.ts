@@ -124,7 +124,11 @@ export class FileSystem {
   }
 
   private forget(nodes: { node: number; count: number }[]): void {
-    for (const { node, count } of nodes) if (this.nodes.forget(node, count)) this.client.cache.forget(node);
+    for (const { node, count } of nodes) {
+      if (!this.nodes.forget(node, count)) continue;
+      this.client.cache.forget(node);
+      this.native.forgetKernelPages(node);
+    }
   }
 }
 

@@ -43,7 +43,7 @@ function openHandle(fs: FileSystem, file: HeldFile, mode: OpenMode, flags: numbe
   const { ino } = file;
   const keepCache = fs.client.held.takeKeepCache(file);
   try {
-    const handle = fs.native.openHandle(ino, flags);
+    const handle = fs.native.openHandle(ino, flags, keepCache);
     fs.files.set(handle, { ino, mode });
     return [handle, keepCache ? FOPEN_KEEP_CACHE : 0];
   } catch (error) {

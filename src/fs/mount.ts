@@ -14,9 +14,11 @@ import { OPERATION_DEADLINE_MS, SLAB_REGION_BYTES } from '../base/protocol.js';
 import { native as addon, type IoUring, type MountOptions, type NativeMount, type Transport, type Upcall } from '../binding/index.js';
 import { connectClient, type ManagerSession } from '../client/manager_session.js';
 import { MountClient } from '../client/mount_client.js';
+import { readBackingDevice } from './backing_device.js';
 import { errnoOf } from './errno.js';
 import { FileSystem } from './file_system.js';
 import { serveMountControl, type MountControl } from './mount_control.js';
+import { Residency, type ResidencyLimits } from './residency.js';
 
 const MIB = 1024 * 1024;
 /** errno with which the kernel ends a session that was unmounted in order. */
@@ -35,6 +37,8 @@ export interface MountFileSystemOptions {
   token: string;
   /** PEM of the authority behind the manager's certificate. */
   ca?: string | Buffer;
+  /** Of our frames and the kernel's pages of our files together; default: our frames only are limited. More than cacheBytes. */
+  memoryLimitBytes?: number;
   cacheBytes?: number;
   /** Of the cache, how much may wait to be written back; default a quarter. */
   dirtyBytes?: number;
@@ -63,8 +67,9 @@ export interface Mount {
   statistics(): Record<string, unknown>;
   /** undefined: all is well; else what is wrong. */
   unhealthy(): string | undefined;
-  /** Drops what is clean in our cache, and the kernel's pages of files held here. */
+  /** Drops what is clean in our cache, and the kernel's pages of files held here. What is pinned stays. */
   evict(): Promise<void>;
+  readonly files: Residency;
   /** Writes everything back and unmounts. EBUSY while files are open there; with `lazy` they stay usable till closed. */
   unmount(options?: { lazy?: boolean }): Promise<void>;
   /** Resolves when the mount is gone in order; rejects when it ended by itself with unwritten data or by being fenced. */
@@ -101,6 +106,7 @@ class RunningMount implements Mount {
   private readonly settleEnded: { resolve(): void; reject(error: Error): void };
   private readonly client: MountClient;
   private readonly fileSystem: FileSystem;
+  readonly files: Residency;
   private control: MountControl | undefined;
   private failure: ExtmemError | undefined;
   private kernelEnded: (() => void) | undefined;
@@ -129,6 +135,7 @@ class RunningMount implements Mount {
       errnoOf,
       onFenced: (why) => this.fenced(why),
     });
+    this.files = new Residency(this.client, limitsOf(options));
     this.fileSystem = new FileSystem({ client: this.client, log, onEnded: (errno) => this.kernelGone(errno) });
   }
 
@@ -165,6 +172,8 @@ class RunningMount implements Mount {
       manager: this.options.manager,
       upSeconds: Math.round((Date.now() - this.startedAtMs) / 1000),
       ...this.native.statistics(),
+      files: this.files.statistics(),
+      backingDevice: readBackingDevice(this.mountPoint),
       fs: this.fileSystem.counters(),
       client: this.client.counters(),
     };
@@ -176,12 +185,7 @@ class RunningMount implements Mount {
   }
 
   async evict(): Promise<void> {
-    const notices: Promise<void>[] = [];
-    for (const { ino } of this.client.held.all()) {
-      this.native.dropPages(ino, 0, -1);
-      notices.push(this.native.invalidateInode(ino, 0, -1));
-    }
-    await Promise.allSettled(notices);
+    await this.files.evictAll();
   }
 
   async unmount(options: { lazy?: boolean } = {}): Promise<void> {
@@ -254,15 +258,23 @@ class RunningMount implements Mount {
   }
 }
 
-function nativeOptions(options: MountFileSystemOptions, session: ManagerSession): MountOptions {
-  const { client, generation, key, leaseMs } = session.hello;
+/** What may be dirty, and as much again, is never pinned: every request finds frames to go on with. */
+function limitsOf(options: MountFileSystemOptions): ResidencyLimits {
   const cacheBytes = options.cacheBytes ?? DEFAULT_CACHE_BYTES;
   const dirtyBytes = options.dirtyBytes ?? Math.floor(cacheBytes / 4);
+  return { cacheBytes, dirtyBytes, pinLimitBytes: Math.max(0, cacheBytes - 2 * dirtyBytes) };
+}
+
+function nativeOptions(options: MountFileSystemOptions, session: ManagerSession): MountOptions {
+  const { client, generation, key, leaseMs } = session.hello;
+  const { cacheBytes, dirtyBytes, pinLimitBytes } = limitsOf(options);
   return {
     mountPoint: options.mountPoint,
     threads: options.threads ?? 0,
     ioUring: options.ioUring ?? 'off',
+    memoryLimitBytes: options.memoryLimitBytes ?? 0,
     cacheBytes,
+    pinLimitBytes,
     dirtyBytes,
     applianceDirtyBytes: options.applianceDirtyBytes ?? Math.floor(dirtyBytes / 2),
     client,

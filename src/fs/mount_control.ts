@@ -1,15 +1,18 @@
 /**
  * A running mount's control socket: HTTP over a unix socket that only its owner may open. GET /status (statistics), GET /metrics
- * (the same for Prometheus), POST /evict (drop clean caches, for measurements), POST /unmount.
+ * (the same for Prometheus), POST /evict (drop clean caches, for measurements), POST /unmount; of one file, by its inode:
+ * GET /files/INO?waitMs= (how much of it is here), POST /files/INO/evict, /files/INO/warm?offset=&length=,
+ * /files/INO/pin?path= (the path is for people only), /files/INO/unpin.
  *
  * The socket's name is derived from the mount point, so that the CLI finds it without touching the mount.
  */
-import fastify from 'fastify';
+import fastify, { type FastifyInstance } from 'fastify';
 import { createHash } from 'node:crypto';
 import { chmod, mkdir, rm } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { ExtmemError } from '../base/errors.js';
+import type { Residency } from './residency.js';
 
 const ASK_TIMEOUT_MS = 10_000;
 
@@ -17,6 +20,7 @@ export interface ControlledMount {
   readonly mountPoint: string;
   statistics(): Record<string, unknown>;
   evict(): Promise<void>;
+  readonly files: Residency;
   unmount(): Promise<void>;
 }
 
@@ -43,6 +47,7 @@ export async function serveMountControl(mount: ControlledMount, runtimeDir: stri
     await mount.evict();
     return { evicted: true };
   });
+  serveFiles(server, mount.files);
   server.post('/unmount', async () => {
     await mount.unmount();
     return { unmounted: true };
@@ -60,6 +65,26 @@ export async function serveMountControl(mount: ControlledMount, runtimeDir: stri
       await rm(path, { force: true });
     },
   };
+}
+
+function serveFiles(server: FastifyInstance, files: Residency): void {
+  type Asked = { Params: { ino: string }; Querystring: { waitMs?: string; offset?: string; length?: string; path?: string } };
+  server.get<Asked>('/files/:ino', ({ params, query }) => files.tell(wholeNumber(params.ino), wholeNumber(query.waitMs ?? '0')));
+  server.post<Asked>('/files/:ino/evict', ({ params }) => files.evict(wholeNumber(params.ino)));
+  server.post<Asked>('/files/:ino/pin', ({ params, query }) => files.pin(wholeNumber(params.ino), query.path ?? ''));
+  server.post<Asked>('/files/:ino/unpin', ({ params }) => ({ unpinned: files.unpin(wholeNumber(params.ino)) }));
+  server.post<Asked>('/files/:ino/warm', ({ params, query: { offset, length } }) =>
+    files.warm(wholeNumber(params.ino), {
+      offset: wholeNumber(offset ?? '0'),
+      ...(length === undefined ? {} : { length: wholeNumber(length) }),
+    }),
+  );
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) throw new ExtmemError('EINVAL', `'${text}' is not a whole number`);
+  return value;
 }
 
 /** Asks a running mount. ENOTCONN: none runs there. */

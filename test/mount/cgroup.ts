@@ -39,6 +39,12 @@ export class MemoryCgroup {
     return Number(this.read(this.version === 1 ? 'memory.usage_in_bytes' : 'memory.current'));
   }
 
+  /** The kernel's pages of files that processes in here brought in. */
+  get cachedBytes(): number {
+    const text = this.read('memory.stat');
+    return Number((this.version === 1 ? /^total_cache (\d+)$/m : /^file (\d+)$/m).exec(text)?.[1] ?? NaN);
+  }
+
   /** Everything in it must have ended. */
   remove(): void {
     rmdirSync(this.folder);

@@ -1,9 +1,10 @@
 /** The doctor's findings, from machines made up for the test. */
 import { describe, expect, test } from '@jest/globals';
-import { examine, inspectMachine, sessionOf, type Finding, type Machine } from '../../../src/cli/doctor.js';
+import { examine, hasSysResource, inspectMachine, sessionOf, type Finding, type Machine } from '../../../src/cli/doctor.js';
 
 const healthy: Machine = {
   root: true,
+  sysResource: true,
   kernel: '6.1.0',
   cpus: 4,
   fuseDevice: true,
@@ -87,6 +88,19 @@ describe('doctor', () => {
     expect(find({ limits, root: true }, 'locked memory')?.verdict).toBe('ok');
     expect(find({ limits }, 'open files')?.verdict).toBe('advice');
     expect(find({ limits: limits.replace('65536  ', 'unlimited'), root: false }, 'locked memory')?.value).toContain('unlimited');
+  });
+
+  test.each([
+    [{}, 'ok', /protected/],
+    [{ sysResource: false }, 'advice', /CAP_SYS_RESOURCE/],
+    [{ root: false, sysResource: false }, 'advice', /1 %.*dirty/],
+  ])('when memory is short: %p is %s', (machine, verdict, value) => {
+    expect(find(machine, 'memory pressure')).toMatchObject({ verdict, value: expect.stringMatching(value) as unknown });
+  });
+
+  test('a capability is read from the process itself', () => {
+    expect(hasSysResource('CapEff:\t000001ffffffffff\n')).toBe(true);
+    expect(hasSysResource('CapEff:\t000001fffeffffff\n')).toBe(false);
   });
 
   test('this machine can be inspected', async () => {

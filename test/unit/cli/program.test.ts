@@ -38,6 +38,9 @@ describe('commands', () => {
       'status',
       'doctor',
       'evict',
+      'warm',
+      'pin',
+      'unpin',
       'config',
       'completion',
       'tour',
@@ -95,6 +98,8 @@ describe('bash completion', () => {
     expect(complete('mount', '--transport', 's')).toEqual(['shm']);
     expect(complete('umount', '/pro')).toEqual(['/proc']);
     expect(complete('completion', '')).toEqual(['bash']);
+    expect(complete('pin', '/proc/cpuin')).toEqual(['/proc/cpuinfo']);
+    expect(complete('warm', '--off')).toEqual(['--offset']);
   });
 });
 

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { parseListen, parseManager } from '../../../src/cli/connection.js';
 import { claimFolder, processStart, readRunning, releaseFolder } from '../../../src/cli/running.js';
+import { localMemory } from '../../../src/cli/roles.js';
 import { defaultSources, resolveSettings, settings, type SettingName, type Sources } from '../../../src/cli/settings.js';
 
 let folder = '';
@@ -24,6 +25,25 @@ function sources(overrides: Partial<Sources> = {}): Sources {
 }
 
 const everything = Object.keys(settings) as SettingName[];
+
+describe('local memory', () => {
+  const given = (flags: Record<string, string>): ReturnType<typeof localMemory> =>
+    localMemory(resolveSettings(['cache', 'memoryLimit'], flags, sources()));
+
+  test('without a limit it is the cache alone', () => {
+    expect(given({})).toEqual({ cacheBytes: 1024 ** 3, memoryLimitBytes: undefined });
+  });
+
+  test('of a limit, half is cache, unless that was asked for', () => {
+    expect(given({ memoryLimit: '64M' })).toEqual({ cacheBytes: 32 * 1024 ** 2, memoryLimitBytes: 64 * 1024 ** 2 });
+    expect(given({ memoryLimit: '16G' }).cacheBytes).toBe(1024 ** 3);
+    expect(given({ memoryLimit: '64M', cache: '50M' }).cacheBytes).toBe(50 * 1024 ** 2);
+  });
+
+  test('a limit that leaves nothing to the kernel is refused', () => {
+    expect(() => given({ memoryLimit: '64M', cache: '60M' })).toThrow(/--memory-limit 64 MiB .* 8 MiB at least/);
+  });
+});
 
 describe('layers', () => {
   test('each later layer wins over the ones before it', () => {

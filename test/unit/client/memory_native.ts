@@ -143,8 +143,9 @@ export class MemoryNative implements NativeMount {
     }
     return Promise.resolve();
   }
-  dropPages(node: number, offset: number, length: number): void {
+  dropPages(node: number, offset: number, length: number): number {
     this.log.push(`dropPages ${node} ${offset} ${length}`);
+    return 0;
   }
   dropFile(node: number): void {
     const file = this.files.get(node);
@@ -152,6 +153,22 @@ export class MemoryNative implements NativeMount {
     this.log.push(`drop ${node}`);
     this.files.delete(node);
   }
+  /** What reading a range does; a test replaces it to fail or to wait. */
+  onWarm: (node: number, offset: number, length: number) => Promise<void> = () => Promise.resolve();
+  readonly pinned = new Set<number>();
+  warmFile(node: number, offset: number, length: number): Promise<void> {
+    this.log.push(`warm ${node} ${offset} ${length}`);
+    return this.onWarm(node, offset, length);
+  }
+  setPinned(node: number, pinned: boolean): void {
+    this.file(node);
+    if (pinned) this.pinned.add(node);
+    else this.pinned.delete(node);
+  }
+  residency(): { cachedBytes: number; pinnedBytes: number } {
+    return { cachedBytes: 0, pinnedBytes: 0 };
+  }
+  forgetKernelPages(): void {}
   invalidateInode(node: number, offset: number, length: number): Promise<void> {
     this.log.push(`invalidateInode ${node} ${offset} ${length}`);
     return this.onInvalidate();
