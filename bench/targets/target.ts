@@ -1,8 +1,8 @@
 /** What is measured: a file system of ours or of a peer, each at its best, started and stopped by the benchmark itself. */
 import { execFile, type ChildProcess } from 'node:child_process';
-import { createServer } from 'node:net';
 import { promisify } from 'node:util';
 
+export { freePort } from '../../test/free_port.js';
 export const run = promisify(execFile);
 
 /** How the bytes travel: shared memory (for a peer: a unix socket), or TCP. */
@@ -31,15 +31,6 @@ export async function until(ready: () => Promise<boolean>, what: string): Promis
     if (Date.now() > deadline) throw new Error(`${what} was not ready in 30 s`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === 'string') throw new Error('no free port');
-  return address.port;
 }
 
 export async function stopProcess(child: ChildProcess | undefined): Promise<void> {

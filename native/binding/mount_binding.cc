@@ -14,6 +14,7 @@
 #include "cache/file_control.h"
 #include "cache/flusher.h"
 #include "cache/reader.h"
+#include "cache/renewal.h"
 #include "fuse/session.h"
 
 namespace extmem::binding {
@@ -47,6 +48,16 @@ const char* kind_name(ControlCall::Kind kind) {
   return "";
 }
 
+fabric::Credentials to_credentials(const Napi::Object& object) {
+  fabric::Credentials credentials;
+  credentials.client = u64_of(object, "client");
+  credentials.client_generation = static_cast<uint32_t>(u64_of(object, "clientGeneration"));
+  auto key = to_bytes(object.Get("clientKey"));
+  EXTMEM_ASSERT(key.size() == credentials.key.size());
+  std::copy(key.begin(), key.end(), credentials.key.begin());
+  return credentials;
+}
+
 fuse::Session::Options to_options(const Napi::Object& object) {
   fuse::Session::Options options;
   options.mount_point = string_of(object, "mountPoint");
@@ -62,11 +73,7 @@ fuse::Session::Options to_options(const Napi::Object& object) {
   options.cache.pinned_bytes = u64_of(object, "pinLimitBytes");
   options.cache.read_ahead_pages = static_cast<uint32_t>(u64_of(object, "readAheadBytes") / cache::kPageBytes);
   auto& fabric = options.fabric;
-  fabric.credentials.client = u64_of(object, "client");
-  fabric.credentials.client_generation = static_cast<uint32_t>(u64_of(object, "clientGeneration"));
-  auto key = to_bytes(object.Get("clientKey"));
-  EXTMEM_ASSERT(key.size() == fabric.credentials.key.size());
-  std::copy(key.begin(), key.end(), fabric.credentials.key.begin());
+  fabric.credentials = to_credentials(object);
   std::string transport = string_of(object, "transport");
   fabric.transport = transport == "shm"   ? fabric::TransportKind::shm
                      : transport == "tcp" ? fabric::TransportKind::tcp
@@ -85,6 +92,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                        {InstanceMethod<&Mount::start>("start"),
                         InstanceMethod<&Mount::reply>("reply"),
                         InstanceMethod<&Mount::answer>("answer"),
+                        InstanceMethod<&Mount::rejoin>("rejoin"),
                         InstanceMethod<&Mount::put_appliance>("putAppliance"),
                         InstanceMethod<&Mount::put_region>("putRegion"),
                         InstanceMethod<&Mount::lose_regions>("loseRegions"),
@@ -98,6 +106,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::set_locked>("setLocked"),
                         InstanceMethod<&Mount::open_handle>("openHandle"),
                         InstanceMethod<&Mount::close_handle>("closeHandle"),
+                        InstanceMethod<&Mount::handle_errno>("handleErrno"),
                         InstanceMethod<&Mount::flush_file>("flushFile"),
                         InstanceMethod<&Mount::begin_cut>("beginCut"),
                         InstanceMethod<&Mount::end_cut>("endCut"),
@@ -107,6 +116,10 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::set_pinned>("setPinned"),
                         InstanceMethod<&Mount::residency>("residency"),
                         InstanceMethod<&Mount::forget_kernel_pages>("forgetKernelPages"),
+                        InstanceMethod<&Mount::settle_void>("settleVoid"),
+                        InstanceMethod<&Mount::renew_file>("renewFile"),
+                        InstanceMethod<&Mount::break_handles>("breakHandles"),
+                        InstanceMethod<&Mount::admit_mapped>("admitMapped"),
                         InstanceMethod<&Mount::invalidate_inode>("invalidateInode"),
                         InstanceMethod<&Mount::invalidate_entry>("invalidateEntry"),
                         InstanceMethod<&Mount::statistics>("statistics"),
@@ -130,7 +143,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     uint64_t id;
     {
       std::lock_guard guard(calls_lock_);
-      if (closing_) {
+      if (closing_ || call.life() != life()) {
         call.error = EIO;
         call.answered();
         return;
@@ -208,6 +221,10 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
   }
 
   void up_question(Napi::Env env, uint64_t id, const Question& question) {
+    {
+      std::lock_guard guard(calls_lock_);
+      if (!calls_.contains(id)) return;  // it was asked by the client that we were
+    }
     Napi::Object call = upcall(env, kind_name(question.kind));
     call.Set("id", from_u64(env, id));
     call.Set("node", from_u64(env, question.node));
@@ -314,6 +331,22 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     ControlCall* call = found->second;
     calls_.erase(found);
     return call;
+  }
+
+  Napi::Value rejoin(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+    auto credentials = to_credentials(info[0].As<Napi::Object>());
+    auto& session = this->session(env);
+    {
+      std::lock_guard guard(calls_lock_);
+      life_.fetch_add(1);
+      answer_all();
+    }
+    session.rejoin(credentials, [this, deferred] {
+      main_thread_.run([deferred](Napi::Env env) { deferred->Resolve(env.Undefined()); });
+    });
+    return deferred->Promise();
   }
 
   void put_appliance(const Napi::CallbackInfo& info) {
@@ -441,7 +474,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     // Opened without keep_cache: the kernel drops what it had.
     if (!info[2].ToBoolean()) pages.settle(pages.take(file->node, 0, UINT32_MAX));
     auto* handle = new cache::Handle{file, static_cast<uint32_t>(to_u64(info[1])), file->error_sequence.load(),
-                                     pages.file(file->node)};
+                                     file->life.load(), pages.file(file->node)};
     return from_u64(info.Env(), reinterpret_cast<uint64_t>(handle));
   }
 
@@ -450,6 +483,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     handle->file->handles.fetch_sub(1);
     session(info.Env()).cache().put_file(*handle->file);
     delete handle;
+  }
+
+  Napi::Value handle_errno(const Napi::CallbackInfo& info) {
+    auto* handle = reinterpret_cast<cache::Handle*>(to_u64(info[0]));
+    return Napi::Number::New(info.Env(), handle->broken() ? handle->file->broken_errno.load() : 0);
   }
 
   Napi::Value flush_file(const Napi::CallbackInfo& info) {
@@ -514,6 +552,30 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
 
   void forget_kernel_pages(const Napi::CallbackInfo& info) {
     session(info.Env()).kernel_pages().forget(to_u64(info[0]));
+  }
+
+  Napi::Value settle_void(const Napi::CallbackInfo& info) {
+    return run_for_file(info, "giving up", [](cache::PageCache& cache, cache::Lane& lane, File& file) {
+      return cache::settle_void(cache, lane, file);
+    });
+  }
+
+  void renew_file(const Napi::CallbackInfo& info) {
+    auto& cache = session(info.Env()).cache();
+    FileGuard file(cache, to_u64(info[0]));
+    int error = file ? cache::renew_file(cache, *file, to_mode(info[1]), to_bytes(info[2])) : ENOENT;
+    if (error != 0)
+      throw errno_error(info.Env(), error, "the record of file " + std::to_string(to_u64(info[0])) + " is not sound");
+  }
+
+  void break_handles(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) cache::break_handles(*file, info[1].As<Napi::Number>().Int32Value());
+  }
+
+  void admit_mapped(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) file->refuses_mapped.store(false);
   }
 
   Napi::Value invalidate_inode(const Napi::CallbackInfo& info) {
@@ -595,21 +657,26 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     {
       std::lock_guard guard(calls_lock_);
       closing_ = true;
-      for (auto& [id, call] : calls_) {
-        call->error = EIO;
-        call->answered();
-      }
-      calls_.clear();
+      answer_all();
     }
     session_->stop();
     main_thread_.close();
+  }
+
+  /// calls_lock_ is held.
+  void answer_all() {
+    for (auto& [id, call] : calls_) {
+      call->error = EIO;
+      call->answered();
+    }
+    calls_.clear();
   }
 
   MainThread main_thread_;
   Napi::FunctionReference upcall_;
   std::unique_ptr<fuse::Session> session_;
   bool closed_ = false;    // JavaScript thread only
-  std::mutex calls_lock_;  // guards the three below
+  std::mutex calls_lock_;  // guards the three below, and growth of life_
   bool closing_ = false;
   uint64_t next_call_ = 1;
   std::unordered_map<uint64_t, ControlCall*> calls_;

@@ -38,7 +38,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
          InstanceMethod<&RegionServer::resize_region>("resizeRegion"),
          InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
          InstanceMethod<&RegionServer::punch_region>("punchRegion"),
-         InstanceMethod<&RegionServer::fence_client>("fenceClient"),
+         InstanceMethod<&RegionServer::fence_clients>("fenceClients"),
          InstanceMethod<&RegionServer::list_regions>("listRegions"),
          InstanceMethod<&RegionServer::list_records>("listRecords"),
          InstanceMethod<&RegionServer::remove_record>("removeRecord"), InstanceMethod<&RegionServer::memory>("memory"),
@@ -104,14 +104,18 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
 
   /// Moving regions copies memory: on a thread of its own, so that heartbeats go on.
-  Napi::Value fence_client(const Napi::CallbackInfo& info) {
+  Napi::Value fence_clients(const Napi::CallbackInfo& info) {
     auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
     auto& server = this->server(info.Env());
-    uint64_t client = to_u64(info[0]);
-    auto generation = static_cast<uint32_t>(to_u64(info[1]));
+    auto list = info[0].As<Napi::Array>();
+    std::vector<region::ClientRange> clients;
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto range = list.Get(index).As<Napi::Object>();
+      clients.push_back({.first = u64_of(range, "first"), .last = u64_of(range, "last")});
+    }
     if (fencing_.joinable()) fencing_.join();
-    fencing_ = std::thread([this, &server, client, generation, deferred] {
-      server.fence_client(client, generation);
+    fencing_ = std::thread([this, &server, clients = std::move(clients), deferred] {
+      server.fence_clients(clients);
       main_thread_.run([deferred](Napi::Env env) { deferred->Resolve(env.Undefined()); });
     });
     return deferred->Promise();

@@ -73,10 +73,21 @@ class File {
 
   SpinLock lock;
   extent::ExtentMap extents;
-  extent::FileAttributes attributes;  ///< all but size
-  std::atomic<uint64_t> size{0};      ///< written under the lock
-  std::atomic<Delegation> mode{Delegation::none};
-  uint64_t committed_change = 0;    ///< the manager has the record up to here
+  extent::FileAttributes attributes;               ///< all but size
+  std::atomic<uint64_t> size{0};                   ///< written under the lock
+  std::atomic<Delegation> mode{Delegation::none};  ///< none: void (renewal.h), nothing is read or written
+  std::atomic<uint32_t> life{0};                   ///< grows when the handles opened until then are of no use any more
+  std::atomic<int> broken_errno{0};                ///< what those answer
+  std::atomic<bool> refuses_mapped{false};         ///< pages that mappings have dirtied are of a time before a fence
+  uint64_t committed_change = 0;                   ///< the manager has the record up to here
+  /// What of the extents is more than was asked for, to be given back at a close (trim_surplus): beyond the size, and
+  /// beyond what the file had when it came here or was reserved.
+  struct Surplus {
+    uint64_t from = 0;     ///< not before this
+    uint64_t known = 0;    ///< up to here somebody else may have a record with the extents
+    bool trimmed = false;  ///< once: whoever appends again and again keeps it
+    bool soiled = false;   ///< a write failed: bytes beyond the size may not be zero
+  } surplus;
   std::atomic<bool> locked{false};  ///< TypeScript holds POSIX locks for it: close must say so
   bool pinned = false;              ///< its pages stay in our frames, as far as there is room for pinned ones
 
@@ -125,7 +136,10 @@ struct Handle {
   File* file;
   uint32_t flags;
   uint32_t seen_errors;  ///< error_sequence that this handle has reported
+  uint32_t life;         ///< the file's when it was opened
   std::shared_ptr<KernelFile> kernel;
+
+  bool broken() const { return life != file->life.load(std::memory_order_relaxed); }
 };
 
 template <typename Visit>

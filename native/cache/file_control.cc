@@ -5,12 +5,49 @@
 #include <algorithm>
 
 #include "cache/flusher.h"
+#include "cache/renewal.h"
 #include "cache/shared_io.h"
 #include "cache/writer.h"
 
 namespace extmem::cache {
 
+void set_record_locked(File& file, const extent::FileAttributes& attributes, extent::ExtentMap extents) {
+  file.extents = std::move(extents);
+  file.attributes = attributes;
+  file.size.store(attributes.size);
+  file.committed_change = attributes.change;
+  file.surplus = {.from = file.extents.end(), .known = file.extents.end()};
+}
+
 namespace {
+
+/// For less than this a file that is committed already is not committed once more.
+constexpr uint64_t kSurplusWorthACommit = 64 * 1024;
+
+/// At the last close of a file that has grown: room that was carved for growth goes back, once in a while that the file
+/// is held here (whoever appends again and again keeps it, or the file would come to be in scraps). The record that the
+/// close commits is without it. What others may have a record of the manager frees, the rest nobody but us knows.
+void trim_surplus(PageCache& cache, File& file) {
+  file.lock.lock();
+  auto& surplus = file.surplus;
+  const uint64_t size = file.size.load();
+  const uint64_t end = std::max((size + kPageBytes - 1) / kPageBytes * kPageBytes, surplus.from);
+  const uint64_t extra = file.extents.end() - std::min(end, file.extents.end());
+  const bool quiet = file.handles.load() == 1 && file.active_writers.load() == 0 && !file.cut.pending;
+  const bool known_or_unknown = surplus.known <= end || surplus.known == file.extents.end();
+  const bool is_committed = file.attributes.change == file.committed_change;
+  const bool may =
+      file.mode.load() == Delegation::write && quiet && known_or_unknown && !surplus.trimmed && !surplus.soiled;
+  if (may && extra > 0 && (!is_committed || extra >= kSurplusWorthACommit)) {
+    auto freed = file.extents.trim(end);
+    surplus.trimmed = true;
+    ++file.attributes.change;
+    if (surplus.known <= end) {
+      for (auto& piece : freed) cache.slabs().free(piece.region, piece.offset, piece.bytes);
+    }
+  }
+  file.lock.unlock();
+}
 
 /// The file is as the record says, from one moment to the next. first() runs in that moment, under the lock.
 template <typename First>
@@ -20,17 +57,24 @@ bool apply_record(PageCache& cache, File& file, std::span<const uint8_t> record,
   if (!extent::decode_record(record, cache.directory(), attributes, extents)) return false;
   file.lock.lock();
   first();
-  file.extents = std::move(extents);
-  file.attributes = attributes;
-  file.size.store(attributes.size);
-  file.committed_change = attributes.change;
+  set_record_locked(file, attributes, std::move(extents));
   file.lock.unlock();
   return true;
 }
 
-/// The record to the appliance of the file's first extent. The operation's memory is the caller's.
+/// Whoever gets it may have the pieces that it names until a newer one is with the manager.
+std::vector<uint8_t> encode_locked(File& file) {
+  file.surplus.known = std::max(file.surplus.known, file.extents.end());
+  extent::FileAttributes attributes = file.attributes;
+  attributes.ino = file.node;
+  attributes.size = file.size.load();
+  return extent::encode_record(attributes, file.extents);
+}
+
+/// The record, to the appliance of the file's first extent. The operation's memory is the caller's.
 bool plan_put_record(File& file, std::vector<uint8_t>& record, iovec& segment, fabric::Operation& operation) {
   file.lock.lock();
+  record = encode_locked(file);
   fabric::Region* region =
       file.extents.extents().empty() ? nullptr : file.extents.members(file.extents.extents().front()).front().region;
   file.lock.unlock();
@@ -78,10 +122,7 @@ int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<con
 
 std::vector<uint8_t> record_of(File& file) {
   file.lock.lock();
-  extent::FileAttributes attributes = file.attributes;
-  attributes.ino = file.node;
-  attributes.size = file.size.load();
-  auto record = extent::encode_record(attributes, file.extents);
+  auto record = encode_locked(file);
   file.lock.unlock();
   return record;
 }
@@ -96,14 +137,16 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
   // Also with failed pages: then what did reach the appliances still gets its record.
   int unwritten = 0;
   if (file.dirty_pages.load() > 0 || file.writing_pages > 0) unwritten = co_await flush_file(cache, lane, file);
+  if (closing) trim_surplus(cache, file);
   bool unlocks = closing && file.locked.load();
+  // Before the record is made: one of a client that we no longer are is not to go out in our name.
+  extent::ControlCall call(cache.control_plane(), lane.reactor);
   file.lock.lock();
   uint64_t change = file.attributes.change;
   bool changed = change != file.committed_change && file.mode.load() == Delegation::write;
   file.lock.unlock();
   if (!changed && !unlocks) co_return unwritten;
 
-  extent::ControlCall call(cache.control_plane(), lane.reactor);
   call.kind = extent::ControlCall::Kind::commit;
   call.node = file.node;
   call.closing = closing;
@@ -114,9 +157,8 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
   fabric::Batch batch(lane.fabric);
   bool beside = false;
   if (changed) {
-    record = record_of(file);
-    call.record = record;
     beside = plan_put_record(file, record, segment, operation);
+    call.record = record;
     if (beside) batch.submit(operation);
   }
   int error = co_await call;
@@ -195,6 +237,7 @@ Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
                      Origin origin) {
   co_await enter_writer(lane, file);
   Writing writing(file);  // before the mode is looked at: whoever takes it away waits for the writers within
+  if (is_void(file)) co_return EIO;
   if (origin == Origin::mapping) {
     uint64_t size = file.size.load();
     data = data.first(std::min<uint64_t>(data.size(), size > offset ? size - offset : 0));
@@ -204,12 +247,22 @@ Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
   if (file.mode.load() == Delegation::shared) {
     co_return co_await write_through(cache, lane, file, offset, data.data(), bytes);
   }
-  co_return co_await write_cached(cache, lane, file, offset, data.data(), bytes);
+  int error = co_await write_cached(cache, lane, file, offset, data.data(), bytes);
+  if (error != 0) {
+    file.lock.lock();
+    file.surplus.soiled = true;
+    file.lock.unlock();
+  }
+  co_return error;
 }
 
 Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size) {
   co_await enter_writer(lane, file);
   Writing writing(file);
+  if (is_void(file)) co_return EIO;
+  file.lock.lock();
+  file.surplus.from = std::max(file.surplus.from, end_of_page(offset + bytes));
+  file.lock.unlock();
   int error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
   if (error != 0) co_return error;
   if (!keep_size && offset + bytes > file.size.load()) {

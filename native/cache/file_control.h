@@ -13,6 +13,9 @@ namespace extmem::cache {
 /// not sound, names unknown regions, or there is none.
 int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<const uint8_t> record);
 
+/// The lock is held.
+void set_record_locked(File& file, const extent::FileAttributes& attributes, extent::ExtentMap extents);
+
 std::vector<uint8_t> record_of(File& file);
 
 /// Shared mode: how long the manager says that the file is, after a write of ours or somebody else's.

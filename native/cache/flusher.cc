@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "cache/renewal.h"
 
 namespace extmem::cache {
 
@@ -160,7 +161,7 @@ Task<Pass> flush_pass(PageCache& cache, Lane& lane, File& file, Which which, uin
       }
       file.wake(run.first, run.first + run.count - 1);
     }
-    if (is_news) file.error_sequence.fetch_add(1);
+    if (is_news && !is_void(file)) file.error_sequence.fetch_add(1);  // of a void file all is told already
     file.lock.unlock();
   }
   RoundPool::give(std::move(round));

@@ -9,6 +9,7 @@
 #include "cache/direct_io.h"
 #include "cache/flusher.h"
 #include "cache/reader.h"
+#include "cache/renewal.h"
 #include "extent/growth.h"
 
 namespace extmem::cache {
@@ -36,7 +37,7 @@ void keep_reserve(PageCache& cache, Lane& lane) {
 
 bool try_grow(PageCache& cache, File& file, uint64_t begin, uint64_t end, bool scraps) {
   file.lock.lock();
-  bool grown = extent::grow(file.extents, file.attributes, {begin, end, scraps}, cache.slabs());
+  bool grown = !is_void(file) && extent::grow(file.extents, file.attributes, {begin, end, scraps}, cache.slabs());
   if (grown) ++file.attributes.change;
   file.lock.unlock();
   return grown;
@@ -68,6 +69,7 @@ Task<int> agree_on_room(PageCache& cache, Lane& lane, File& file, uint64_t begin
   if (newest) {
     file.extents = std::move(agreed);
     file.attributes = attributes;
+    file.surplus.from = file.surplus.known = file.extents.end();
   }
   file.lock.unlock();
   co_return 0;

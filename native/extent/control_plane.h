@@ -1,6 +1,7 @@
 // What the data path asks of TypeScript, rarely, as awaitables: room, and that the manager learns something.
 #pragma once
 
+#include <atomic>
 #include <coroutine>
 #include <cstdint>
 #include <string>
@@ -25,17 +26,20 @@ struct ControlCall final : Message {
 
   int error = 0;  ///< the answer, a positive errno
 
-  ControlCall(class ControlPlane& plane, Reactor& reactor) : plane_(plane), reactor_(reactor) {}
+  ControlCall(class ControlPlane& plane, Reactor& reactor);
   bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> handle);
   int await_resume() const noexcept { return error; }
   void run() override { handle_.resume(); }
   /// Any thread, once.
   void answered() { reactor_.post(*this); }
+  /// Of the client that this mount was when the call was made: what it carries may be asked in no other's name.
+  uint32_t life() const { return life_; }
 
  private:
   ControlPlane& plane_;
   Reactor& reactor_;
+  const uint32_t life_;
   std::coroutine_handle<> handle_;
 };
 
@@ -43,10 +47,16 @@ class ControlPlane {
  public:
   /// Any reactor. The answer comes by ControlCall::answered(); always, also when everything is being shut down.
   virtual void ask(ControlCall& call) = 0;
+  /// Grows when this mount becomes another client (it was fenced).
+  uint32_t life() const { return life_.load(std::memory_order_acquire); }
 
  protected:
   ~ControlPlane() = default;
+  std::atomic<uint32_t> life_{0};
 };
+
+inline ControlCall::ControlCall(ControlPlane& plane, Reactor& reactor)
+    : plane_(plane), reactor_(reactor), life_(plane.life()) {}
 
 inline void ControlCall::await_suspend(std::coroutine_handle<> handle) {
   handle_ = handle;

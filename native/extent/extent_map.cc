@@ -55,6 +55,39 @@ void ExtentMap::erase(uint64_t file_offset) {
   extents_.erase(extents_.begin() + static_cast<ptrdiff_t>(index));
 }
 
+std::vector<ExtentMap::Freed> ExtentMap::trim(uint64_t file_offset) {
+  std::vector<Freed> freed;
+  const size_t first = find(file_offset);
+  const std::vector<Extent> cut(extents_.begin() + static_cast<ptrdiff_t>(first), extents_.end());
+  const std::vector<Member> members = members_;
+  for (const Extent& extent : cut) erase(extent.file_offset);
+  for (const Extent& extent : cut) {
+    const uint64_t row = uint64_t{extent.unit} * extent.member_count;
+    const uint64_t kept = file_offset > extent.file_offset ? file_offset - extent.file_offset : 0;
+    // Of a stripe, whole rows stay one, and each unit of the row in which the end lies becomes an extent of its own.
+    const uint64_t rows_kept = extent.member_count == 1 ? kept : kept / row * row;
+    const auto own = std::span(members).subspan(extent.first_member, extent.member_count);
+    const uint64_t bytes = member_bytes(extent.length, extent.unit, extent.member_count);
+    if (rows_kept > 0) {
+      const auto unit =
+          extent.member_count == 1 ? static_cast<uint32_t>(std::min<uint64_t>(kept, UINT32_MAX)) : extent.unit;
+      insert(extent.file_offset, rows_kept, unit, extent.kind, own);
+    }
+    for (uint16_t index = 0; index < extent.member_count; ++index) {
+      uint64_t used = rows_kept / extent.member_count;
+      const uint64_t at = rows_kept + uint64_t{extent.unit} * index;
+      if (extent.member_count > 1 && at < kept) {
+        const auto rest = static_cast<uint32_t>(std::min<uint64_t>(kept - at, extent.unit));
+        const Member piece{own[index].region, own[index].offset + used};
+        insert(extent.file_offset + at, rest, rest, LayoutKind::concat, {&piece, 1});
+        used += rest;
+      }
+      if (used < bytes) freed.push_back({own[index].region->id, own[index].offset + used, bytes - used});
+    }
+  }
+  return freed;
+}
+
 void ExtentMap::clear() {
   extents_.clear();
   members_.clear();

@@ -47,6 +47,13 @@ class ExtentMap {
   void insert(uint64_t file_offset, uint64_t length, uint32_t unit, LayoutKind kind, std::span<const Member> members);
   /// Takes back what insert() put at this offset.
   void erase(uint64_t file_offset);
+  /// Takes away everything from this offset on (whole pages); answers the pieces that it was in.
+  struct Freed {
+    uint64_t region;
+    uint64_t offset;
+    uint64_t bytes;
+  };
+  std::vector<Freed> trim(uint64_t file_offset);
   void clear();
 
   /// First byte at or after offset that is in a hole / in an extent; nullopt: there is none.

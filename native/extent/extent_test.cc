@@ -88,6 +88,38 @@ TEST_CASE("stripes use every appliance alike, to a unit") {
   }
 }
 
+TEST_CASE("what is trimmed off the end goes back to the byte, and what is left lies where it did") {
+  for (unsigned appliances : {1u, 2u, 3u}) {
+    for (uint64_t size : {uint64_t{5 * 4096}, uint64_t{513 * 4096}, 21 * kMiB + 4096, 64 * kMiB + 12288}) {
+      INFO("appliances ", appliances, ", size ", size);
+      Pool pool(appliances, 256 * kMiB);
+      const uint64_t all = pool.slabs.free_bytes();
+      ExtentMap map;
+      for (uint64_t at = 0; at < size; at += 128 * 1024)
+        REQUIRE(grow(map, file(1), {at, std::min(size, at + 128 * 1024), false}, pool.slabs));
+      std::vector<std::pair<uint64_t, uint64_t>> before;
+      for (uint64_t at = 0; at < size; at += 4096) {
+        auto piece = map.resolve(at, 4096);
+        before.emplace_back(piece.region->id, piece.region_offset);
+      }
+      for (auto& freed : map.trim(size)) pool.slabs.free(freed.region, freed.offset, freed.bytes);
+      CHECK(map.end() == size);
+      CHECK(map.allocated_bytes() == size);
+      CHECK(map.next_hole(0) == size);
+      CHECK(all - pool.slabs.free_bytes() == size);
+      for (uint64_t at = 0; at < size; at += 4096) {
+        auto piece = map.resolve(at, 4096);
+        REQUIRE(std::pair(piece.region->id, piece.region_offset) == before[at / 4096]);
+      }
+      REQUIRE(grow(map, file(1), {size, size + 8 * kMiB, false}, pool.slabs));
+      CHECK(map.next_hole(0) >= size + 8 * kMiB);
+      map.trim(0);
+      CHECK(map.extents().empty());
+      CHECK(map.allocated_bytes() == 0);
+    }
+  }
+}
+
 TEST_CASE("growth that does not fit leaves everything as it was") {
   Pool pool(2, 4 * kMiB);
   ExtentMap map;

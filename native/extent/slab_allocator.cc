@@ -30,6 +30,12 @@ void SlabAllocator::remove_region(uint64_t region_id) {
   provisions_.erase(place);
 }
 
+void SlabAllocator::clear() {
+  std::lock_guard guard(lock_);
+  provisions_.clear();
+  free_bytes_ = total_bytes_ = 0;
+}
+
 std::optional<Member> SlabAllocator::allocate(const fabric::Appliance& appliance, uint64_t bytes) {
   std::lock_guard guard(lock_);
   Provision* best = nullptr;

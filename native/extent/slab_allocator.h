@@ -23,6 +23,8 @@ class SlabAllocator {
   void add_region(fabric::Region& region, std::span<const std::pair<uint64_t, uint64_t>> used);
   /// Its free pieces are not handed out any more (the appliance is gone).
   void remove_region(uint64_t region_id);
+  /// Nothing is ours any more.
+  void clear();
   /// A piece of exactly bytes (whole pages) in some region of that appliance; the tightest that fits.
   std::optional<Member> allocate(const fabric::Appliance& appliance, uint64_t bytes);
   /// Pieces of regions that are not ours (any more) are ignored.

@@ -80,6 +80,21 @@ void Directory::lose_region(uint64_t id) {
   if (Region* region = find_region(id)) region->state.store(RegionState::lost, std::memory_order_release);
 }
 
+void Directory::lose_all_regions() {
+  std::lock_guard guard(lock_);
+  for (auto& [id, region] : regions_) region->state.store(RegionState::lost, std::memory_order_release);
+}
+
+void Directory::close_lost_descriptors() {
+  std::lock_guard guard(lock_);
+  auto close_lost = [](Region& region) {
+    if (region.state.load(std::memory_order_acquire) != RegionState::lost) return;
+    if (int fd = region.shm_fd.exchange(-1); fd >= 0) close(fd);
+  };
+  for (auto& [id, region] : regions_) close_lost(*region);
+  for (auto& region : former_) close_lost(*region);
+}
+
 Region* Directory::find_region(uint64_t id) {
   std::lock_guard guard(lock_);
   auto found = regions_.find(id);

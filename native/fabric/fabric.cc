@@ -39,7 +39,8 @@ std::unique_ptr<Fabric> Fabric::create(Reactor& reactor, Directory& directory, c
   return std::make_unique<FaultTransport>(reactor, std::move(router), options.fault_seed, options.fault_plan);
 }
 
-Router::Router(Reactor& reactor, Directory&, const Options& options) : reactor_(reactor), options_(options) {}
+Router::Router(Reactor& reactor, Directory& directory, const Options& options)
+    : reactor_(reactor), directory_(directory), options_(options) {}
 
 Router::~Router() { close(); }
 
@@ -74,7 +75,7 @@ void Router::route(Operation& operation) {
 Peer& Router::peer_of(Appliance& appliance) {
   if (appliance.index >= peers_.size()) peers_.resize(appliance.index + 1);
   auto& peer = peers_[appliance.index];
-  if (!peer) peer = std::make_unique<Peer>(reactor_, appliance, options_);
+  if (!peer) peer = std::make_unique<Peer>(reactor_, directory_, appliance, options_);
   return *peer;
 }
 
@@ -83,6 +84,13 @@ void Router::cut(Appliance& appliance) { peer_of(appliance).cut(); }
 std::string Router::failure(const Appliance& appliance) const {
   if (appliance.index >= peers_.size() || !peers_[appliance.index]) return {};
   return peers_[appliance.index]->reason();
+}
+
+void Router::rejoin(const Credentials& credentials) {
+  options_.credentials = credentials;
+  for (size_t index = 0; index < peers_.size(); ++index) {
+    if (peers_[index]) peers_[index]->rejoin();
+  }
 }
 
 void Router::close() {

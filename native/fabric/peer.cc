@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/trace.h"
@@ -25,8 +26,6 @@ constexpr uint64_t kIdleBackoffNs = 10'000 * kMillisecond;
 constexpr uint64_t kRefusalNs = 1000 * kMillisecond;
 constexpr size_t kMaxWaiting = 65536;
 constexpr uint8_t kMaxAttempts = 2;
-/// How often it is looked whether others' lost connections have been fenced.
-constexpr uint64_t kFenceLookNs = 1 * kMillisecond;
 
 /// Done twice, they would do something else.
 bool repeatable(const Operation& operation) {
@@ -39,8 +38,9 @@ void add(std::atomic<uint64_t>& counter, uint64_t amount) { counter.fetch_add(am
 
 }  // namespace
 
-Peer::Peer(Reactor& reactor, Appliance& appliance, const Fabric::Options& options)
+Peer::Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options)
     : reactor_(reactor),
+      directory_(directory),
       appliance_(appliance),
       options_(options),
       attempt_ns_(options.operation_deadline_ms * kMillisecond) {}
@@ -91,7 +91,7 @@ void Peer::hold(Operation& operation) {
   waiting_.push(operation);
   waiting_expires_ns_ = std::min(waiting_expires_ns_, operation.expires_ns);
   arm_before(waiting_expires_ns_);
-  if (awaits_fence(operation)) arm_before(monotonic_ns() + kFenceLookNs);
+  if (awaits_fence(operation)) await_fence();
 }
 
 /// A write of another reactor that was given up may land late: on top of this one, if this one did not wait.
@@ -106,8 +106,32 @@ void Peer::doubt(const WireConnection::Unfinished& unfinished) {
 }
 
 void Peer::end_doubt() {
-  if (in_doubt_) appliance_.links_in_doubt.fetch_sub(1, std::memory_order_acq_rel);
-  in_doubt_ = false;
+  if (!std::exchange(in_doubt_, false)) return;
+  if (appliance_.links_in_doubt.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  std::lock_guard guard(appliance_.lock);
+  for (auto& waiter : appliance_.fence_waiters) {
+    if (std::exchange(waiter->enlisted, false)) waiter->reactor.post(*waiter);
+  }
+}
+
+/// Once the last connection in doubt is fenced, fence_settled() is called.
+void Peer::await_fence() {
+  if (std::exchange(awaiting_fence_, true)) return;
+  std::lock_guard guard(appliance_.lock);
+  if (fence_waiter_ == nullptr) {
+    fence_waiter_ = appliance_.fence_waiters.emplace_back(std::make_unique<FenceWaiter>(reactor_)).get();
+    fence_waiter_->peer = this;
+    fence_waiter_->settled = [](void* peer) { static_cast<Peer*>(peer)->fence_settled(); };
+  }
+  // Whoever ends the doubt looks at this list after that: either it is seen here or we are seen there.
+  const bool settled = appliance_.links_in_doubt.load(std::memory_order_acquire) == 0;
+  fence_waiter_->enlisted = !settled;
+  if (settled) reactor_.post(*fence_waiter_);
+}
+
+void Peer::fence_settled() {
+  awaiting_fence_ = false;
+  if (connection_ && connection_->ready()) on_room();
 }
 
 void Peer::lose_region(Operation& operation) {
@@ -172,7 +196,7 @@ void Peer::on_room() {
     const Region& region = *waiting_.first()->region;
     const bool other = region.incarnation != connection_->incarnation();
     if (other && newer_incarnation_known(region)) return;  // the connection is about to be replaced
-    if (awaits_fence(*waiting_.first())) return arm_before(now + kFenceLookNs);
+    if (awaits_fence(*waiting_.first())) return await_fence();
     Operation& operation = waiting_.pop();
     if (is_lost(region)) {
       finish(operation, Status::not_present);
@@ -291,6 +315,7 @@ void Peer::on_lost(Status status, const std::string& reason) {
 
 void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) {
   end_doubt();  // nothing of this client is taken there any more
+  if (status == Status::fenced) directory_.fenced.store(true, std::memory_order_release);
   refusal_ = status;
   refused_until_ns_ = monotonic_ns() + kRefusalNs;
   appliance_.state.store(PeerState::idle, std::memory_order_release);
@@ -383,17 +408,31 @@ void Peer::cut() {
   if (connection_) connection_->sever("the connection was cut");
 }
 
+OperationList Peer::give_up() {
+  end_doubt();
+  OperationList given_up = waiting_.take();
+  waiting_expires_ns_ = UINT64_MAX;
+  if (!connection_) return given_up;
+  auto unfinished = retire();
+  for (OperationList* list : {&unfinished.sent, &unfinished.untouched}) {
+    while (!list->empty()) given_up.push(list->pop());
+  }
+  return given_up;
+}
+
+void Peer::rejoin() {
+  if (closed_) return;
+  if (connection_) connection_->disown();
+  OperationList failed = give_up();
+  refusal_ = Status::ok;
+  while (!failed.empty()) finish(failed.pop(), Status::fenced);
+}
+
 void Peer::close() {
   if (closed_) return;
   closed_ = true;
-  end_doubt();
-  OperationList failed = waiting_.take();
-  if (connection_) {
-    auto unfinished = retire();
-    for (OperationList* list : {&unfinished.sent, &unfinished.untouched}) {
-      while (!list->empty()) failed.push(list->pop());
-    }
-  }
+  OperationList failed = give_up();
+  if (fence_waiter_ != nullptr) fence_waiter_->settled = nullptr;
   reactor_.cancel(*this);
   while (!failed.empty()) finish(failed.pop(), Status::closed);
 }

@@ -19,12 +19,14 @@ namespace extmem::fabric {
 
 class Peer final : public WireConnection::Owner, public Timer {
  public:
-  Peer(Reactor& reactor, Appliance& appliance, const Fabric::Options& options);
+  Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options);
   ~Peer();
 
   /// started_ns is set, expires_ns and attempts are not.
   void submit(Operation& operation);
   void close();
+  /// We are another client from now on: nothing of the former one goes out any more.
+  void rejoin();
   /// Severs the connection, as a network might (faults, tests).
   void cut();
   /// Why the last connection failed or was refused.
@@ -55,6 +57,8 @@ class Peer final : public WireConnection::Owner, public Timer {
   bool found_down() const { return appliance_.state.load(std::memory_order_acquire) == PeerState::down; }
   void note_state(PeerState state);
   bool awaits_fence(const Operation& operation) const;
+  void await_fence();
+  void fence_settled();
   void doubt(const WireConnection::Unfinished& unfinished);
   void end_doubt();
   bool newer_incarnation_known(const Region& region);
@@ -63,6 +67,7 @@ class Peer final : public WireConnection::Owner, public Timer {
   bool open(const Place& place, uint64_t now);
   bool may_use_shm(const Place& place) const;
   WireConnection::Unfinished retire();
+  OperationList give_up();
   void settle_refusal(Status status, WireConnection::Unfinished unfinished);
   void settle_stale(WireConnection::Unfinished unfinished);
   void settle_outage(Status status, bool was_ready, WireConnection::Unfinished unfinished);
@@ -74,6 +79,7 @@ class Peer final : public WireConnection::Owner, public Timer {
   void arm_next(uint64_t now);
 
   Reactor& reactor_;
+  Directory& directory_;
   Appliance& appliance_;
   const Fabric::Options& options_;
   const uint64_t attempt_ns_;
@@ -85,7 +91,9 @@ class Peer final : public WireConnection::Owner, public Timer {
   uint64_t armed_ns_ = UINT64_MAX;
   std::string reason_;
   bool closed_ = false;
-  bool in_doubt_ = false;  // counted in Appliance::links_in_doubt
+  bool in_doubt_ = false;                // counted in Appliance::links_in_doubt
+  FenceWaiter* fence_waiter_ = nullptr;  // the appliance's; made when first needed
+  bool awaiting_fence_ = false;          // enlisted, or the message is under way
 
   bool trying_shm_ = false;
   bool shm_failed_ = false;  // of this round of connecting: tcp is next

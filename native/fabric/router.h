@@ -17,6 +17,7 @@ class Router final : public Fabric {
 
   void submit(Operation& operation) override;
   void close() override;
+  void rejoin(const Credentials& credentials) override;
   /// Severs the connection to that appliance, as a network might.
   void cut(Appliance& appliance);
   /// Why the last connection to it failed; empty if it did not.
@@ -27,7 +28,8 @@ class Router final : public Fabric {
   Peer& peer_of(Appliance& appliance);
 
   Reactor& reactor_;
-  const Options options_;
+  Directory& directory_;
+  Options options_;                           // the peers refer to it
   std::vector<std::unique_ptr<Peer>> peers_;  // by Appliance::index
   OperationList deferred_;
   unsigned depth_ = 0;

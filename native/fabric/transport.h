@@ -56,6 +56,19 @@ struct Statistics {
   std::array<std::atomic<uint64_t>, kBuckets> latency{};
 };
 
+/// A reactor's peer whose writes wait until no lost connection is in doubt (Appliance::links_in_doubt): it is told by
+/// this message. Belongs to the Appliance, so that it may be under way when the peer goes.
+struct FenceWaiter final : Message {
+  explicit FenceWaiter(Reactor& reactor) : reactor(reactor) {}
+  void run() override {
+    if (settled != nullptr) settled(peer);
+  }
+  Reactor& reactor;
+  void* peer = nullptr;              ///< the reactor's thread only, as the next
+  void (*settled)(void*) = nullptr;  ///< null: the peer is gone
+  bool enlisted = false;             ///< guarded by Appliance::lock
+};
+
 /// One memory appliance as the client knows it. Stable address; lives as long as the Directory.
 struct Appliance {
   std::string id;       ///< stable name
@@ -72,7 +85,9 @@ struct Appliance {
   std::atomic<uint32_t> links_in_doubt{0};
   std::atomic<uint64_t> dirty_bytes{0};  ///< waiting in our page cache to be written there
   Statistics statistics;
-  std::mutex lock;  ///< guards address, port, link_name, incarnation: they change when it restarts
+  /// Guards address, port, link_name, incarnation, which change when it restarts; and fence_waiters.
+  std::mutex lock;
+  std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per reactor that has ever waited
 };
 
 enum class RegionState : uint8_t { live, lost };
@@ -102,6 +117,12 @@ class Directory {
   /// the id then names a new Region.
   Region& put_region(uint64_t id, uint64_t bytes, Appliance& appliance, const protocol::Capability& capability);
   void lose_region(uint64_t id);
+  /// This client was fenced: no region is ours.
+  void lose_all_regions();
+  /// Once no reactor has a connection that it made before lose_all_regions().
+  void close_lost_descriptors();
+  /// An appliance has told us that we are fenced; until we have joined again.
+  std::atomic<bool> fenced{false};
   Region* find_region(uint64_t id);
   Appliance* find_appliance(const std::string& id);
   std::vector<Appliance*> appliances();
@@ -156,6 +177,10 @@ class Fabric {
   virtual void submit(Operation& operation) = 0;
   /// Fails everything in flight with Status::closed and closes all connections. On the reactor's thread.
   virtual void close() = 0;
+  /// From now on another client: fails everything that was asked for (Status::fenced) and connects anew. The Directory
+  /// has lost all regions before, so that nothing that waits elsewhere goes out in the new client's name. On the
+  /// reactor's thread.
+  virtual void rejoin(const Credentials& credentials) = 0;
 
   /// The fabric of one reactor. Call it on that reactor's thread or before it runs.
   static std::unique_ptr<Fabric> create(Reactor& reactor, Directory& directory, const Options& options);

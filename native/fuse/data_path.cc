@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
+#include "base/clock.h"
 #include "cache/direct_io.h"
 #include "cache/file_control.h"
 #include "cache/reader.h"
+#include "cache/renewal.h"
 #include "cache/shared_io.h"
 #include "fuse/kernel_reclaimer.h"
 #include "fuse/opcode_table.h"
@@ -99,40 +102,77 @@ void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t
   worker.reply_segments(ticket, segments, count, bytes);
 }
 
-Detached serve_miss(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes, cache::Reuse reuse) {
+/// Whether an operation may begin: the handle is good, and the file is ours.
+bool is_held(const Handle& handle) { return !handle.broken() && !cache::is_void(*handle.file); }
+
+uint64_t void_deadline() { return monotonic_ns() + cache::kVoidPatienceNs; }
+
+/// A read that the fence of this mount came in between of: once the file is held again, what it is now.
+Detached serve_anew(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes) {
   auto& cache = worker.session().cache();
+  File& file = *handle.file;
+  FileUse use(cache, file);
+  SlowRead slow(file);
+  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline());
+  if (error != 0) co_return worker.reply_error(ticket, error);
+  uint64_t size = file.size.load();
+  bytes = offset < size ? static_cast<uint32_t>(std::min<uint64_t>(bytes, size - offset)) : 0;
+  if (bytes == 0) co_return worker.reply(ticket, nullptr, 0);
+  if (file.mode.load() == Delegation::shared) {
+    std::vector<std::byte> data(bytes);
+    error = co_await cache::read_through(cache, worker.lane(), file, offset, data.data(), bytes);
+    if (error == 0) co_return worker.reply(ticket, data.data(), bytes);
+  } else {
+    PinnedPages pins(cache.frames());
+    error = co_await cache::read_pages(cache, worker.lane(), file, offset, bytes, cache::Reuse::ours, pins);
+    if (error == 0) co_return reply_pages(worker, ticket, offset, bytes, pins);
+  }
+  worker.reply_error(ticket, error);
+}
+
+void fail_read(Worker& worker, const Ticket& ticket, const Handle& handle, uint64_t offset, uint32_t bytes, int error) {
+  if (!cache::is_unsettled(worker.session().cache(), *handle.file)) return worker.reply_error(ticket, error);
+  serve_anew(worker, ticket, handle, offset, bytes);
+}
+
+Detached serve_miss(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes,
+                    cache::Reuse reuse) {
+  auto& cache = worker.session().cache();
+  File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
   PinnedPages pins(cache.frames());
   int error = co_await cache::read_pages(cache, worker.lane(), file, offset, bytes, reuse, pins);
   if (error != 0) {
-    worker.reply_error(ticket, error);
+    fail_read(worker, ticket, handle, offset, bytes, error);
   } else {
     reply_pages(worker, ticket, offset, bytes, pins);
   }
 }
 
 /// On this host: from the region to the request's own memory, from which the kernel takes it.
-Detached serve_direct_read(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes,
+Detached serve_direct_read(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes,
                            cache::Reuse reuse, RequestBuffer buffer) {
   auto& cache = worker.session().cache();
+  File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
   if (co_await cache::read_direct(cache, worker.lane(), file, offset, buffer.data(), bytes)) {
     worker.reply(ticket, buffer.data(), bytes);
   } else {
-    serve_miss(worker, ticket, file, offset, bytes, reuse);
+    serve_miss(worker, ticket, handle, offset, bytes, reuse);
   }
 }
 
-Detached serve_shared_read(Worker& worker, Ticket ticket, File& file, uint64_t offset, uint32_t bytes,
+Detached serve_shared_read(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes,
                            RequestBuffer buffer) {
   auto& cache = worker.session().cache();
+  File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
   int error = co_await cache::read_through(cache, worker.lane(), file, offset, buffer.data(), bytes);
   if (error != 0) {
-    worker.reply_error(ticket, error);
+    fail_read(worker, ticket, handle, offset, bytes, error);
   } else {
     worker.reply(ticket, buffer.data(), bytes);
   }
@@ -150,13 +190,37 @@ Detached serve_beyond_end(Worker& worker, Ticket ticket, File& file) {
   worker.reply(ticket, nullptr, 0);
 }
 
-Detached serve_write(Worker& worker, Ticket ticket, File& file, fuse_write_in in, const std::byte* data,
+/// An operation that a fence of this mount has spoilt or kept from beginning: anew, once the file is held again.
+template <typename Operate>
+Task<int> again_when_held(cache::PageCache& cache, cache::Lane& lane, const Handle& handle, Operate operate) {
+  const uint64_t deadline = void_deadline();
+  for (;;) {
+    int error = co_await cache::until_held(cache, lane, handle, deadline);
+    if (error != 0) co_return error;
+    error = co_await operate();
+    if (error == 0 || !cache::is_unsettled(cache, *handle.file)) co_return error;
+  }
+}
+
+bool may_try_again(cache::PageCache& cache, const Handle& handle) {
+  return handle.broken() || cache::is_unsettled(cache, *handle.file);
+}
+
+Detached serve_write(Worker& worker, Ticket ticket, const Handle& handle, fuse_write_in in, const std::byte* data,
                      [[maybe_unused]] RequestBuffer buffer, bool too_much) {
   auto& cache = worker.session().cache();
+  File& file = *handle.file;
   FileUse use(cache, file);
   if (too_much) co_await hold_back(worker, file, in.offset, in.size);
-  auto origin = (in.write_flags & FUSE_WRITE_CACHE) != 0 ? cache::Origin::mapping : cache::Origin::application;
-  int error = co_await cache::write_file(cache, worker.lane(), file, in.offset, {data, in.size}, origin);
+  bool mapped = (in.write_flags & FUSE_WRITE_CACHE) != 0;
+  auto origin = mapped ? cache::Origin::mapping : cache::Origin::application;
+  auto write = [&] { return cache::write_file(cache, worker.lane(), file, in.offset, {data, in.size}, origin); };
+  // What the kernel brings of mappings may have been stored before a fence: it is not to replace what others wrote
+  // since, and msync says so. It cannot wait either: the notice that takes these pages away waits for it.
+  int error = EIO;
+  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) error = co_await write();
+  if (error != 0 && !mapped && may_try_again(cache, handle))
+    error = co_await again_when_held(cache, worker.lane(), handle, write);
   if (error != 0) {
     worker.reply_error(ticket, error);
   } else {
@@ -165,49 +229,93 @@ Detached serve_write(Worker& worker, Ticket ticket, File& file, fuse_write_in in
   }
 }
 
+/// Not again when held: what was not written back before a fence is gone, and this is where it is told (take_error).
 Detached serve_sync(Worker& worker, Ticket ticket, Handle& handle, bool closing, uint64_t owner) {
   auto& cache = worker.session().cache();
-  FileUse use(cache, *handle.file);
+  File& file = *handle.file;
+  FileUse use(cache, file);
   worker.counters.syncs.fetch_add(1, std::memory_order_relaxed);
-  int error = co_await cache::sync_file(cache, worker.lane(), *handle.file, closing, owner);
+  uint64_t deadline = void_deadline();
+  int error = is_held(handle) ? 0 : co_await cache::until_held(cache, worker.lane(), handle, deadline);
+  // POSIX locks go with the close, also of a handle that is good for nothing else.
+  if (error == 0 || (closing && file.locked.load() && !cache::is_void(file))) {
+    int synced = co_await cache::sync_file(cache, worker.lane(), file, closing, owner);
+    if (error == 0) error = synced;
+  }
+  if (cache::is_unsettled(cache, file)) {
+    int unheld = co_await cache::until_held(cache, worker.lane(), handle, deadline);
+    if (error == 0) error = unheld;
+  }
   int reported = cache::take_error(handle);
   worker.reply_error(ticket, error != 0 ? error : reported);
 }
 
-Detached serve_allocate(Worker& worker, Ticket ticket, File& file, fuse_fallocate_in in) {
+Detached serve_allocate(Worker& worker, Ticket ticket, const Handle& handle, fuse_fallocate_in in) {
   auto& cache = worker.session().cache();
+  File& file = *handle.file;
   FileUse use(cache, file);
   bool keep_size = (in.mode & FALLOC_FL_KEEP_SIZE) != 0;
-  worker.reply_error(ticket,
-                     co_await cache::allocate_range(cache, worker.lane(), file, in.offset, in.length, keep_size));
+  auto allocate = [&] { return cache::allocate_range(cache, worker.lane(), file, in.offset, in.length, keep_size); };
+  int error = EIO;
+  if (is_held(handle)) error = co_await allocate();
+  if (error != 0 && may_try_again(cache, handle))
+    error = co_await again_when_held(cache, worker.lane(), handle, allocate);
+  worker.reply_error(ticket, error);
 }
 
-void answer_read(Worker& worker, Ticket ticket, File& file, const fuse_read_in& in, uint32_t bytes,
+void reply_seek(Worker& worker, const Ticket& ticket, File& file, const fuse_lseek_in& in) {
+  file.lock.lock();
+  uint64_t size = file.size.load();
+  std::optional<uint64_t> found;
+  if (in.offset < size && in.whence == SEEK_DATA) found = file.extents.next_data(in.offset);
+  if (in.offset < size && in.whence == SEEK_HOLE) found = std::min(file.extents.next_hole(in.offset), size);
+  file.lock.unlock();
+  if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE) return worker.reply_error(ticket, EINVAL);
+  if (!found || *found > size || (in.whence == SEEK_DATA && *found >= size)) return worker.reply_error(ticket, ENXIO);
+  fuse_lseek_out out{*found};
+  worker.reply(ticket, &out, sizeof out);
+}
+
+Detached seek_when_held(Worker& worker, Ticket ticket, const Handle& handle, fuse_lseek_in in) {
+  auto& cache = worker.session().cache();
+  FileUse use(cache, *handle.file);
+  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline());
+  if (error != 0) co_return worker.reply_error(ticket, error);
+  reply_seek(worker, ticket, *handle.file, in);
+}
+
+void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse_read_in& in, uint32_t bytes,
                  RequestBuffer& buffer) {
+  File& file = *handle.file;
   if (file.mode.load(std::memory_order_relaxed) == Delegation::shared) {
-    serve_shared_read(worker, ticket, file, in.offset, bytes, std::move(buffer));
+    serve_shared_read(worker, ticket, handle, in.offset, bytes, std::move(buffer));
     return;
   }
   auto& cache = worker.session().cache();
   auto reuse = (in.flags & O_DIRECT) != 0 ? cache::Reuse::ours : cache::Reuse::kernel_keeps;
   if (cache::may_read_direct(cache, file, in.offset, bytes)) {
-    serve_direct_read(worker, ticket, file, in.offset, bytes, reuse, std::move(buffer));
+    serve_direct_read(worker, ticket, handle, in.offset, bytes, reuse, std::move(buffer));
     return;
   }
   PinnedPages pins(cache.frames());
   if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, pins)) {
     reply_pages(worker, ticket, in.offset, bytes, pins);
   } else {
-    serve_miss(worker, ticket, file, in.offset, bytes, reuse);
+    serve_miss(worker, ticket, handle, in.offset, bytes, reuse);
   }
   cache::read_ahead(cache, worker.lane(), file, in.offset, bytes);
 }
 
-Detached serve_held_back(Worker& worker, Ticket ticket, File& file, fuse_read_in in, uint32_t bytes,
+Detached serve_held_back(Worker& worker, Ticket ticket, const Handle& handle, fuse_read_in in, uint32_t bytes,
                          RequestBuffer buffer) {
+  File& file = *handle.file;
   FileUse use(worker.session().cache(), file);
   co_await hold_back(worker, file, in.offset, bytes);
-  answer_read(worker, ticket, file, in, bytes, buffer);
+  if (is_held(handle)) {
+    answer_read(worker, ticket, handle, in, bytes, buffer);
+  } else {
+    serve_anew(worker, ticket, handle, in.offset, bytes);
+  }
 }
 
 }  // namespace
@@ -219,6 +327,10 @@ void handle_read(Worker& worker, Request& request) {
   File& file = *handle.file;
   uint64_t size = file.size.load(std::memory_order_relaxed);
   worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
+  if (!is_held(handle)) {
+    serve_anew(worker, ticket, handle, in.offset, std::min<uint32_t>(in.size, kMaxWriteBytes));
+    return;
+  }
   if (in.offset >= size) {
     serve_beyond_end(worker, ticket, file);
     return;
@@ -227,9 +339,9 @@ void handle_read(Worker& worker, Request& request) {
   auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
   worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
   if ((in.flags & O_DIRECT) == 0 && give_kernel(worker, handle, in.offset, bytes)) {
-    serve_held_back(worker, ticket, file, in, bytes, std::move(request.buffer));
+    serve_held_back(worker, ticket, handle, in, bytes, std::move(request.buffer));
   } else {
-    answer_read(worker, ticket, file, in, bytes, request.buffer);
+    answer_read(worker, ticket, handle, in, bytes, request.buffer);
   }
 }
 
@@ -244,14 +356,14 @@ void handle_write(Worker& worker, Request& request) {
   // What a mapping has dirtied was given before. With O_DIRECT the kernel keeps nothing.
   bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && (in.flags & O_DIRECT) == 0 && in.size > 0;
   bool too_much = kept && give_kernel(worker, handle, in.offset, in.size);
-  serve_write(worker, ticket, *handle.file, in, request.payload.data(), std::move(request.buffer), too_much);
+  serve_write(worker, ticket, handle, in, request.payload.data(), std::move(request.buffer), too_much);
 }
 
 void handle_flush(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_flush_in>();
   Handle& handle = handle_of(in.fh);
   bool writer = (handle.flags & O_ACCMODE) != O_RDONLY;
-  if (!writer && !handle.file->locked.load()) return worker.reply_error(request.ticket, 0);
+  if (!writer && !handle.broken() && !handle.file->locked.load()) return worker.reply_error(request.ticket, 0);
   serve_sync(worker, request.ticket, handle, true, in.lock_owner);
 }
 
@@ -263,7 +375,7 @@ void handle_fallocate(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_fallocate_in>();
   if ((in.mode & ~static_cast<uint32_t>(FALLOC_FL_KEEP_SIZE)) != 0) return handle_control(worker, request);
   if (in.length == 0 || in.offset > kMaxFileBytes - in.length) return worker.reply_error(request.ticket, EFBIG);
-  serve_allocate(worker, request.ticket, *handle_of(in.fh).file, in);
+  serve_allocate(worker, request.ticket, handle_of(in.fh), in);
 }
 
 void handle_getxattr(Worker& worker, Request& request) {
@@ -274,18 +386,12 @@ void handle_getxattr(Worker& worker, Request& request) {
 
 void handle_lseek(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_lseek_in>();
-  File& file = *handle_of(in.fh).file;
-  file.lock.lock();
-  uint64_t size = file.size.load();
-  std::optional<uint64_t> found;
-  if (in.offset < size && in.whence == SEEK_DATA) found = file.extents.next_data(in.offset);
-  if (in.offset < size && in.whence == SEEK_HOLE) found = std::min(file.extents.next_hole(in.offset), size);
-  file.lock.unlock();
-  if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE) return worker.reply_error(request.ticket, EINVAL);
-  if (!found || *found > size || (in.whence == SEEK_DATA && *found >= size))
-    return worker.reply_error(request.ticket, ENXIO);
-  fuse_lseek_out out{*found};
-  worker.reply(request.ticket, &out, sizeof out);
+  const Handle& handle = handle_of(in.fh);
+  if (is_held(handle)) {
+    reply_seek(worker, request.ticket, *handle.file, in);
+  } else {
+    seek_when_held(worker, request.ticket, handle, in);
+  }
 }
 
 }  // namespace extmem::fuse

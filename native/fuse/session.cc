@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "base/trace.h"
+#include "cache/renewal.h"
 #include "fuse/device_channel.h"
 #include "fuse/handshake.h"
 #include "fuse/opcode_table.h"
@@ -235,6 +236,28 @@ void Session::run_on_worker(uint64_t node, std::function<void(Worker&)> job) {
   Worker& worker = *workers_[node % workers_.size()];
   auto* message = new JobMessage([&worker, job = std::move(job)] { job(worker); });
   worker.reactor().post(*message);
+}
+
+void Session::rejoin(const fabric::Credentials& credentials, std::function<void()> done) {
+  directory_.lose_all_regions();
+  cache_.slabs().clear();
+  for (cache::File* file : cache_.all_files()) {
+    cache::make_void(*file);
+    cache_.put_file(*file);
+  }
+  options_.fabric.credentials = credentials;
+  auto left = std::make_shared<std::atomic<size_t>>(workers_.size());
+  if (workers_.empty()) done();  // not mounted yet
+  for (auto& worker : workers_) {
+    auto* message = new JobMessage([this, &worker = *worker, credentials, left, done] {
+      worker.lane().fabric.rejoin(credentials);
+      if (left->fetch_sub(1) > 1) return;
+      directory_.close_lost_descriptors();
+      directory_.fenced.store(false, std::memory_order_release);
+      done();
+    });
+    worker->reactor().post(*message);
+  }
 }
 
 void Session::end(int error) {

@@ -49,6 +49,9 @@ class Session {
   bool reply(uint64_t id, int error, std::span<const uint8_t> body);
   /// Any thread: runs the job on the worker that looks after this node.
   void run_on_worker(uint64_t node, std::function<void(Worker&)> job);
+  /// Any thread: this mount was fenced, and is another client from now on. Regions, room to carve from and files are
+  /// void at once; done() runs on a reactor when every one of them has let go of what it did in the former name.
+  void rejoin(const fabric::Credentials& credentials, std::function<void()> done);
   /// Stops the workers. The mount must be gone, or is aborted.
   void stop();
 

@@ -374,8 +374,7 @@ Connection::Step Connection::serve_descriptor(const RequestHeader& header) {
     return answer(header, {.status = status});
   }
   const LinkTable::Link link = handshake_.link();
-  auto given = attached->region->hand_over({.client = link.client, .generation = link.client_generation},
-                                           (attached->rights & kWrite) != 0);
+  auto given = attached->region->hand_over(link.client, (attached->rights & kWrite) != 0);
   if (!given) return Step::busy;
   if (given->outcome.status != Status::ok) {
     consume(sizeof header);

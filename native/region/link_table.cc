@@ -10,8 +10,7 @@ Status LinkTable::enter(const Link& link, uint32_t link_generation, std::weak_pt
   std::shared_ptr<Killable> older;
   {
     std::lock_guard guard(lock_);
-    auto dead = fenced_.find(link.client);
-    if (dead != fenced_.end() && link.client_generation <= dead->second) return Status::fenced;
+    if (fenced_locked(link.client)) return Status::fenced;
     auto [entry, fresh] = links_.try_emplace(link);
     if (!fresh && link_generation <= entry->second.link_generation) return Status::fenced;
     older = entry->second.connection.lock();
@@ -21,14 +20,13 @@ Status LinkTable::enter(const Link& link, uint32_t link_generation, std::weak_pt
   return Status::ok;
 }
 
-size_t LinkTable::fence(uint64_t client, uint32_t generation) {
+size_t LinkTable::fence(const ClientRange& clients) {
   std::vector<std::shared_ptr<Killable>> dead;
   {
     std::lock_guard guard(lock_);
-    uint32_t& highest = fenced_.try_emplace(client, generation).first->second;
-    highest = std::max(highest, generation);
-    auto entry = links_.lower_bound(Link{.client = client, .client_generation = 0, .link = 0});
-    while (entry != links_.end() && entry->first.client == client && entry->first.client_generation <= generation) {
+    refuse_locked(clients);
+    auto entry = links_.lower_bound(Link{.client = clients.first, .client_generation = 0, .link = 0});
+    while (entry != links_.end() && entry->first.client <= clients.last) {
       if (auto connection = entry->second.connection.lock()) dead.push_back(std::move(connection));
       entry = links_.erase(entry);
     }
@@ -37,10 +35,31 @@ size_t LinkTable::fence(uint64_t client, uint32_t generation) {
   return dead.size();
 }
 
-bool LinkTable::fenced(uint64_t client, uint32_t generation) const {
+/// Together with what it overlaps or touches it is one range.
+void LinkTable::refuse_locked(ClientRange clients) {
+  auto entry = fenced_.upper_bound(clients.first);
+  if (entry != fenced_.begin() && std::prev(entry)->second + 1 >= clients.first) --entry;
+  while (entry != fenced_.end() && entry->first <= clients.last + 1) {
+    clients.first = std::min(clients.first, entry->first);
+    clients.last = std::max(clients.last, entry->second);
+    entry = fenced_.erase(entry);
+  }
+  fenced_.emplace(clients.first, clients.last);
+}
+
+bool LinkTable::fenced_locked(uint64_t client) const {
+  auto after = fenced_.upper_bound(client);
+  return after != fenced_.begin() && client <= std::prev(after)->second;
+}
+
+bool LinkTable::fenced(uint64_t client) const {
   std::lock_guard guard(lock_);
-  auto dead = fenced_.find(client);
-  return dead != fenced_.end() && generation <= dead->second;
+  return fenced_locked(client);
+}
+
+size_t LinkTable::fenced_ranges() const {
+  std::lock_guard guard(lock_);
+  return fenced_.size();
 }
 
 }  // namespace extmem::region

@@ -12,7 +12,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
 #include <vector>
 
 #include "base/protocol.h"
@@ -27,6 +26,12 @@ class Killable {
   virtual void kill(protocol::Status reason) = 0;
 };
 
+/// Client ids from first to last.
+struct ClientRange {
+  uint64_t first;
+  uint64_t last;
+};
+
 class LinkTable {
  public:
   struct Link {
@@ -37,19 +42,24 @@ class LinkTable {
   };
   /// ok, or fenced. On ok the link's earlier connection is dead.
   protocol::Status enter(const Link& link, uint32_t link_generation, std::weak_ptr<Killable> connection);
-  /// Kills the connections of the client up to that generation and refuses them from now on; answers how many links
-  /// died.
-  size_t fence(uint64_t client, uint32_t generation);
-  bool fenced(uint64_t client, uint32_t generation) const;
+  /// Kills the connections of these clients and refuses them for good; answers how many links died.
+  size_t fence(const ClientRange& clients);
+  bool fenced(uint64_t client) const;
+  size_t fenced_ranges() const;
 
  private:
   struct Entry {
     uint32_t link_generation = 0;
     std::weak_ptr<Killable> connection;
   };
+  void refuse_locked(ClientRange clients);
+  bool fenced_locked(uint64_t client) const;
+
   mutable std::mutex lock_;
   std::map<Link, Entry> links_;
-  std::unordered_map<uint64_t, uint32_t> fenced_;  // client -> highest generation that is dead
+  /// first -> last. Ids are never used again and the manager tells whole gaps between those that live, so that there
+  /// are no more of these than clients.
+  std::map<uint64_t, uint64_t> fenced_;
 };
 
 }  // namespace extmem::region

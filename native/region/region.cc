@@ -250,7 +250,7 @@ std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, co
   return outcome(write_held(offset, data), old);
 }
 
-std::optional<Region::HandOver> Region::hand_over(const Holder& holder, bool writable) {
+std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable) {
   Use use(*this);
   if (!use) return std::nullopt;
   if (destroyed_) return HandOver{outcome(Status::not_present), {}};
@@ -263,23 +263,15 @@ std::optional<Region::HandOver> Region::hand_over(const Holder& holder, bool wri
   const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
   UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
   if (!fd) return HandOver{outcome(Status::denied), {}};
-  auto known = std::find_if(holders_.begin(), holders_.end(), [&](auto& one) { return one.client == holder.client; });
-  if (known == holders_.end()) {
-    holders_.push_back(holder);
-  } else {
-    known->generation = std::min(known->generation, holder.generation);
-  }
+  holders_.insert(client);
   return HandOver{outcome(Status::ok), std::move(fd)};
 }
 
-void Region::revoke(const Holder& holder) {
+void Region::revoke(const std::function<bool(uint64_t client)>& meant) {
   {
-    // Its connections are dead by now, so it cannot become a holder after this look.
+    // Their connections are dead by now, so none can become a holder after this look.
     std::lock_guard guard(holders_lock_);
-    if (std::none_of(holders_.begin(), holders_.end(),
-                     [&](auto& one) { return one.client == holder.client && one.generation <= holder.generation; })) {
-      return;
-    }
+    if (std::none_of(holders_.begin(), holders_.end(), meant)) return;
   }
   Exclusive exclusive(*this);
   if (!destroyed_ && !move_to_fresh(bytes_)) destroy_held();  // half a region is worse than none

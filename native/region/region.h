@@ -9,9 +9,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <shared_mutex>
 #include <span>
 #include <unordered_map>
@@ -27,11 +29,6 @@ struct Outcome {
   Status status = Status::ok;
   uint32_t epoch = 0;
   uint64_t value = 0;
-};
-
-struct Holder {
-  uint64_t client;
-  uint32_t generation;
 };
 
 class Region {
@@ -65,14 +62,14 @@ class Region {
     Outcome outcome;
     UniqueFd fd;
   };
-  std::optional<HandOver> hand_over(const Holder& holder, bool writable);
+  std::optional<HandOver> hand_over(uint64_t client, bool writable);
 
   // The control thread.
   Status resize(uint64_t bytes);
   Status punch(uint64_t offset, uint64_t bytes);
   void destroy();
-  /// If the client up to that generation holds a descriptor: moves the data to a fresh memfd and empties the old one.
-  void revoke(const Holder& holder);
+  /// If a client that is meant holds a descriptor: moves the data to a fresh memfd and empties the old one.
+  void revoke(const std::function<bool(uint64_t client)>& meant);
   RegionInfo info() const;
   uint64_t resident_bytes() const;
 
@@ -112,7 +109,7 @@ class Region {
   std::mutex atomics_lock_;
 
   std::mutex holders_lock_;
-  std::vector<Holder> holders_;  // one per client, with the oldest generation that has a descriptor
+  std::set<uint64_t> holders_;  // clients that have a descriptor
   bool grow_sealed_ = false;
 
   mutable std::mutex records_lock_;

@@ -27,7 +27,7 @@ class Server final : public RegionServer {
   Status resize_region(uint64_t id, uint64_t bytes) override;
   Status destroy_region(uint64_t id) override;
   Status punch_region(uint64_t id, uint64_t offset, uint64_t bytes) override;
-  void fence_client(uint64_t client, uint32_t generation) override;
+  void fence_clients(std::span<const ClientRange> clients) override;
   std::vector<RegionInfo> list_regions() const override;
   std::optional<RegionInfo> region(uint64_t id) const override;
   std::vector<RecordInfo> list_records() const override;
@@ -144,10 +144,11 @@ Status Server::punch_region(uint64_t id, uint64_t offset, uint64_t bytes) {
   return region ? region->punch(offset, bytes) : Status::not_present;
 }
 
-void Server::fence_client(uint64_t client, uint32_t generation) {
-  // First the connections: afterwards no descriptor can be handed to it any more.
-  service_.links.fence(client, generation);
-  for (auto& region : service_.regions.all()) region->revoke({.client = client, .generation = generation});
+void Server::fence_clients(std::span<const ClientRange> clients) {
+  // First the connections: afterwards no descriptor can be handed to them any more.
+  for (const ClientRange& range : clients) service_.links.fence(range);
+  auto fenced = [this](uint64_t client) { return service_.links.fenced(client); };
+  for (auto& region : service_.regions.all()) region->revoke(fenced);
   service_.fenced_clients.fetch_add(1, std::memory_order_relaxed);
 }
 

@@ -12,11 +12,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/protocol.h"
+#include "region/link_table.h"
 
 namespace extmem::region {
 
@@ -67,7 +69,7 @@ class RegionServer {
                               uint64_t bytes) = 0;  ///< reads as zeros afterwards; memory freed
   /// Kills every grant of the client up to that generation: its connections are closed, and regions whose descriptor it
   /// was given move to fresh memfds. When it returns, nothing of that client can write any more.
-  virtual void fence_client(uint64_t client, uint32_t generation) = 0;
+  virtual void fence_clients(std::span<const ClientRange> clients) = 0;
   virtual std::vector<RegionInfo> list_regions() const = 0;
   virtual std::optional<RegionInfo> region(uint64_t id) const = 0;
   virtual std::vector<RecordInfo> list_records() const = 0;  ///< file records kept beside regions

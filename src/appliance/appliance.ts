@@ -170,7 +170,7 @@ class Member implements Appliance {
       const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe() });
       // Before anything is awaited: a region that the manager asks for after this answer must not be taken for unknown.
       this.destroyUnknown(new Set(welcome.regions));
-      await Promise.all(welcome.fenced.map(({ client, generation }) => this.running().fenceClient(client, generation)));
+      await this.running().fenceClients(welcome.dead);
       this.beat(session, welcome.heartbeatMs);
       this.problem = undefined;
     } catch (error) {
@@ -300,7 +300,7 @@ class Member implements Appliance {
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
         return done;
       }),
-      fence: on((server, { client, generation }) => server.fenceClient(client, generation).then(() => done)),
+      fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
       listRegions: on((server) => ({ regions: server.listRegions() })),
       listRecords: on((server) => ({ records: server.listRecords() })),
       removeRecords: on((server, { records }) => {

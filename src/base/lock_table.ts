@@ -153,6 +153,15 @@ export class LockTable {
     this.inodes.delete(ino);
   }
 
+  lockedInodes(): number[] {
+    return [...this.inodes.keys()].filter((ino) => this.hasLocks(ino));
+  }
+
+  /** As dropInode, of all. */
+  clear(): void {
+    for (const ino of [...this.inodes.keys()]) this.dropInode(ino);
+  }
+
   hasLocks(ino: number): boolean {
     const locks = this.inodes.get(ino);
     return locks !== undefined && locks.posix.length + locks.flock.length > 0;

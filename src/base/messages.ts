@@ -76,6 +76,11 @@ export type ApplianceInfo = Static<typeof ApplianceInfo>;
 export const RegionPiece = Type.Object({ region: Id, offset: Bytes, length: Bytes });
 export type RegionPiece = Static<typeof RegionPiece>;
 
+/** Ids from first to last. */
+export const ClientRange = Type.Object({ first: Id, last: Id });
+export type ClientRange = Static<typeof ClientRange>;
+const ClientRanges = Type.Array(ClientRange);
+
 /** The file as a client needs it to read and write: which mode was granted, where its bytes are, and the regions to attach. */
 export const FileGrant = Type.Object({
   mode: DelegationMode,
@@ -287,8 +292,8 @@ export const applianceOperations = {
     Type.Object({
       clusterKey: Blob,
       heartbeatMs: Type.Integer(),
-      /** Clients whose grants up to that generation are dead: to be fenced before anything is served. */
-      fenced: Type.Array(Type.Object({ client: Id, generation: Type.Integer() })),
+      /** Clients whose grants are dead: to be fenced before anything is served. */
+      dead: ClientRanges,
       /** Regions of this incarnation that the manager knows; any other is to be destroyed. */
       regions: Type.Array(Id),
     }),
@@ -311,7 +316,8 @@ export const appliancePushes = {
   resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
   destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
-  fence: operation(Type.Object({ client: Id, generation: Type.Integer() }), Empty),
+  /** All clients that are dead, not only those that died since. */
+  fence: operation(Type.Object({ dead: ClientRanges }), Empty),
   listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),
   listRecords: operation(Empty, Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id, record: Blob })) })),
   /** Those that are not there are no error. */

@@ -38,7 +38,7 @@ export interface RegionServer {
   resizeRegion(region: number, bytes: number): void;
   destroyRegion(region: number): void;
   punchRegion(region: number, offset: number, length: number): void;
-  fenceClient(client: number, generation: number): Promise<void>;
+  fenceClients(clients: { first: number; last: number }[]): Promise<void>;
   listRegions(): NativeRegionInfo[];
   listRecords(): { region: number; ino: number; record: Uint8Array }[];
   removeRecord(region: number, ino: number): void;
@@ -115,6 +115,9 @@ export interface NativeMount {
   /** Answers commit, provision, extend (record), wrote. */
   answer(id: number, errno: number, record?: Uint8Array): void;
 
+  /** The mount was fenced and is another client from now on: regions, provisions and files are void at once, and questions under
+   *  way are answered EIO. Resolves when nothing goes out in the former client's name any more; what is put before that is lost. */
+  rejoin(identity: Pick<MountOptions, 'client' | 'clientGeneration' | 'clientKey'>): Promise<void>;
   putAppliance(info: { id: string; hostId: string; address: string; port: number; linkName: string; incarnation: number }): void;
   putRegion(grant: { region: number; bytes: number; appliance: string; capability: Uint8Array }): void;
   loseRegions(regions: number[]): void;
@@ -137,6 +140,8 @@ export interface NativeMount {
   /** keepsKernelPages: the open is answered with keep_cache. */
   openHandle(node: number, flags: number, keepsKernelPages: boolean): number;
   closeHandle(handle: number): void;
+  /** What calls by this handle are answered with since breakHandles(); 0: it is good. */
+  handleErrno(handle: number): number;
   /** Writes dirty pages back; data only. Rejects EIO (pages are kept). */
   flushFile(node: number): Promise<void>;
   /** Before the manager frees [offset, offset+length) of a file: its pages are dropped, write-back there stops until endCut. length -1: to the end. */
@@ -154,6 +159,14 @@ export interface NativeMount {
   residency(node: number): { cachedBytes: number; pinnedBytes: number };
   /** The kernel has forgotten the inode, and with it its pages. */
   forgetKernelPages(node: number): void;
+  /** A void file (rejoin): the operations within end, what is cached goes. What was not written back is lost, and told once per open file. */
+  settleVoid(node: number): Promise<void>;
+  /** What a void file is now. */
+  renewFile(node: number, mode: NativeMode, record: Uint8Array): void;
+  /** Handles opened until now answer with this errno. */
+  breakHandles(node: number, errno: number): void;
+  /** The kernel's pages from before the fence are gone: those that mappings dirty are taken again. */
+  admitMapped(node: number): void;
 
   /** The kernel's caches; sent from a thread that serves no requests. offset < 0: attributes only. ENOENT is no error. */
   invalidateInode(node: number, offset: number, length: number): Promise<void>;

@@ -7,6 +7,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
+import { SessionFailure } from '../base/session.js';
 import type { NativeMount } from '../binding/index.js';
 import type { HeldFiles } from './held_files.js';
 import type { Manager } from './manager.js';
@@ -59,14 +60,23 @@ export class Commits {
     if (changed.length > 0) this.log.info({ files: changed.length }, 'records that changed while the manager was away are with it');
   }
 
+  /** What waits is of the client that we were: the manager is not to get it in another's name. */
+  fenced(): void {
+    const all = [...this.pending.values()];
+    this.pending = new Map();
+    for (const one of all) this.settleUnsent(one, new ExtmemError('EIO', `committing inode ${one.ino}: this mount was fenced`));
+  }
+
   counters(): Record<string, number> {
     return { batches: this.batches, records: this.records };
   }
 
   /** A truncation of ours overtook the record, which was made before it. Now none can come in between. */
   private async commitAfterCut(ino: number): Promise<void> {
+    const file = this.held.get(ino);
     await this.native.beginCut(ino, 0, 0);
     try {
+      if (this.held.get(ino) !== file) throw new ExtmemError('EIO', `committing inode ${ino}: this mount was fenced meanwhile`);
       await this.queue(ino, this.native.record(ino, false));
     } finally {
       if (this.native.fileState(ino) !== undefined) await this.native.endCut(ino);
@@ -112,10 +122,10 @@ export class Commits {
   }
 
   private settleUnsent(one: Pending, error: unknown): void {
+    // The session may have ended with the question under way, before anybody was told that it has.
+    const isLost = !this.manager.alive || (error instanceof SessionFailure && error.reason === 'closed');
     const cause =
-      this.manager.alive && error instanceof Error
-        ? error
-        : new ExtmemError('ENOTCONN', `committing inode ${one.ino}: the manager is not reachable`);
+      !isLost && error instanceof Error ? error : new ExtmemError('ENOTCONN', `committing inode ${one.ino}: the manager is not reachable`);
     for (const { reject } of one.waiters) reject(cause);
   }
 }

@@ -47,6 +47,7 @@ export class Cuts {
     await this.native.beginCut(ino, offset, length);
     let answer: Answer;
     try {
+      if (this.held.get(ino) !== file) throw new ExtmemError('EIO', `changing the size of inode ${ino}: this mount was fenced meanwhile`);
       answer = await ask();
       if (answer.record !== undefined) await this.regions.fetchFor(answer.record, file.asked === 'write');
     } catch (error) {

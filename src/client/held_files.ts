@@ -9,8 +9,9 @@
  * - One acquire per inode at a time: a second answer would replace a record that native has changed meanwhile.
  * - A write delegation's record is native's; it is never replaced by the manager's, except after an uncertain cut.
  */
+import { constants } from 'node:os';
 import { LRUCache } from 'lru-cache';
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Attr, FileGrant } from '../base/messages.js';
 import type { NativeMode, NativeMount } from '../binding/index.js';
@@ -22,6 +23,8 @@ export const MAX_IDLE = 10_000;
 const MAX_CLOSED_CHANGES = 100_000;
 
 export type OpenMode = 'read' | 'write';
+/** Nothing is being done with a file. */
+const UNTOUCHED = { uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false } as const;
 
 export interface HeldFile {
   readonly ino: number;
@@ -48,6 +51,10 @@ export interface HeldFile {
   installing: Promise<void> | undefined;
   /** Counts changes of the delegation: a grant that waits is void when another came in between. */
   turn: number;
+  /** We were fenced since it was opened: nobody knows here what it is now, until it is renewed. */
+  isVoid: boolean;
+  /** It was void, and the manager has it no more: what is open of it is of no use. */
+  isGone: boolean;
   /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
   soleHolder: boolean;
 }
@@ -185,6 +192,21 @@ export class HeldFiles {
     this.install(grant, file.asked);
   }
 
+  /** We were fenced, and native knows: what is open stays, void, until `renew`; the rest is forgotten. Whoever was at work on a file
+   *  finds by its identity that it is not the one any more. */
+  voidAll(): void {
+    for (const file of [...this.files.values()]) {
+      file.kernelPagesValid = false;
+      if (!isOpen(file)) this.forget(file);
+      else this.files.set(file.ino, { ...file, mode: 'read', ...UNTOUCHED, isVoid: true });
+    }
+  }
+
+  /** Asks the manager what a void file is now. Rejects when that cannot be known yet. */
+  renew(file: HeldFile): Promise<void> {
+    return this.changeDelegation(file, () => this.renewVoid(file));
+  }
+
   counters(): Record<string, number> {
     return { held: this.files.size, idle: this.idle.size, acquires: this.acquires, reuses: this.reuses };
   }
@@ -198,8 +220,40 @@ export class HeldFiles {
         continue;
       }
       if (file !== undefined && suffices(file, mode)) return this.count(file, mode);
-      await this.acquire(ino, mode);
+      if (file?.isGone === true) throw new ExtmemError('ESTALE', `opening inode ${ino}: it is gone since this mount was fenced`);
+      await (file?.isVoid === true ? this.renew(file) : this.acquire(ino, mode));
     }
+  }
+
+  private async renewVoid(file: HeldFile): Promise<void> {
+    const { ino } = file;
+    await this.native.settleVoid(ino);
+    if (!isOpen(file)) return this.forget(file);
+    const asked = file.writers > 0 ? 'write' : 'read';
+    let grant: FileGrant;
+    try {
+      grant = await this.manager.ask('acquire', { ino, mode: asked });
+    } catch (error) {
+      if (codeOf(error) !== 'ENOENT') throw error;
+      this.native.breakHandles(ino, constants.errno.ESTALE);
+      file.isVoid = false;
+      file.isGone = file.unlinked = true;
+      return;
+    }
+    if (this.files.get(ino) !== file) return; // fenced once more
+    const { attr, mode, record } = grant;
+    if (mode === 'none') throw new ExtmemError('EIO', `renewing inode ${ino}: the manager granted nothing`);
+    this.regions.put(grant.regions);
+    this.native.renewFile(ino, mode, record);
+    Object.assign(file, {
+      mode,
+      asked,
+      attr,
+      attrChange: attr.change,
+      recordChange: attr.change,
+      unlinked: attr.nlink === 0,
+      isVoid: false,
+    });
   }
 
   private async acquire(ino: number, mode: OpenMode): Promise<void> {
@@ -238,12 +292,11 @@ export class HeldFiles {
       attr,
       kernelPagesValid: closedAt !== undefined && closedAt === this.native.fileState(attr.ino)?.change,
       unlinked: attr.nlink === 0,
-      uncertain: false,
-      changing: undefined,
+      ...UNTOUCHED,
       attrChange: attr.change,
       recordChange: attr.change,
-      installing: undefined,
-      turn: 0,
+      isVoid: false,
+      isGone: false,
       soleHolder: false,
     };
     this.files.set(attr.ino, file);
@@ -308,6 +361,7 @@ export class HeldFiles {
     let record: Uint8Array | undefined;
     if (file.mode === 'write') {
       if (!file.unlinked && (this.native.fileState(ino)?.dirtyBytes ?? 0) > 0) await this.native.flushFile(ino);
+      if (this.files.get(ino) !== file) return; // fenced meanwhile: it is not ours to give back
       // Also of an unlinked file: only so does the manager learn which of our pieces are free again.
       if (this.native.fileState(ino)?.recordChanged === true) record = this.native.record(ino, false);
     }
@@ -321,6 +375,7 @@ export function isOpen(file: HeldFile): boolean {
 }
 
 function suffices(file: HeldFile, mode: OpenMode): boolean {
+  if (file.isVoid || file.isGone) return false;
   return file.mode === 'write' || mode === 'read' || (file.mode === 'shared' && file.asked === 'write');
 }
 

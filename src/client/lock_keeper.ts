@@ -26,6 +26,8 @@ const EARLY_INTERRUPTS = 256;
 
 interface Wait {
   readonly lock: Lock;
+  /** In which life of this mount it began. */
+  readonly life: number;
   place: 'here' | 'manager' | 'between';
   interrupted: boolean;
 }
@@ -41,6 +43,8 @@ export class LockKeeper {
   private readonly waits = new Map<number, Wait>();
   private readonly early = new LRUCache<number, true>({ max: EARLY_INTERRUPTS });
   private moves = 0;
+  /** Counts the clients that this mount has been. */
+  private life = 0;
 
   constructor(
     private readonly manager: Manager,
@@ -109,6 +113,19 @@ export class LockKeeper {
     this.noteLocked(ino);
   }
 
+  /** The client that we were is fenced, and its locks are gone. Answers the files of which somebody here held some. Waits end. */
+  fenced(): number[] {
+    this.life += 1;
+    const locked = new Set([...this.table.lockedInodes(), ...this.granted.lockedInodes()]);
+    const known = [...this.atManager.keys(), ...locked];
+    this.table.clear();
+    this.granted.clear();
+    this.atManager.clear();
+    this.doubtful.clear();
+    for (const ino of known) this.noteLocked(ino);
+    return [...locked];
+  }
+
   /** The session is lost: what was asked on it may have been done or not. */
   sessionLost(): void {
     for (const ino of this.atManager.keys()) this.doubtful.add(ino);
@@ -156,13 +173,13 @@ export class LockKeeper {
   }
 
   private async setlkSlowly(lock: Lock, wait: boolean, unique: number, waiting?: Promise<void>): Promise<undefined> {
-    const state: Wait = { lock, place: 'between', interrupted: this.early.delete(unique) };
+    const state: Wait = { lock, life: this.life, place: 'between', interrupted: this.early.delete(unique) };
     if (wait) this.waits.set(unique, state);
     try {
       for (let waitsHere = waiting; ;) {
         if (waitsHere !== undefined && (await this.waitHere(state, unique, waitsHere))) return this.noteLocked(lock.ino);
         await this.delegationSettled(lock.ino);
-        this.checkInterrupted(state);
+        this.checkGoesOn(state);
         if (!this.isHere(lock.ino)) break;
         waitsHere = this.table.setlk(lock, wait, String(unique));
         if (waitsHere === undefined) return this.noteLocked(lock.ino);
@@ -194,7 +211,7 @@ export class LockKeeper {
     state.place = 'manager';
     if (wait && !lock.flock && this.moveWaits()) {
       await nextTurn(); // those who waited here before us ask before us
-      this.checkInterrupted(state);
+      this.checkGoesOn(state);
     }
     const owners = this.atManager.get(lock.ino) ?? new Set();
     this.atManager.set(lock.ino, owners);
@@ -213,7 +230,8 @@ export class LockKeeper {
     return waits.length > 0;
   }
 
-  private checkInterrupted({ lock, interrupted }: Wait): void {
+  private checkGoesOn({ lock, interrupted, life }: Wait): void {
+    if (life !== this.life) throw new ExtmemError('EIO', `locking inode ${lock.ino}: this mount was fenced meanwhile`);
     if (interrupted) throw new ExtmemError('EINTR', `waiting for a lock of inode ${lock.ino} was interrupted`);
   }
 

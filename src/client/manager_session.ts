@@ -2,8 +2,9 @@
  * This process's session with the manager: opened with a token, kept alive, and resumed after the manager (or the way to it)
  * was dead. While it is dead every ask fails at once with EIO; open files need none.
  *
- * Invariants: at most one link at a time; the lease counts from when a renewal was *sent*; a session that the manager refuses
- * to resume is over for good (`fenced`): its client id and key are void, and whoever wants to go on begins with a new one.
+ * Invariants: at most one link at a time; the lease counts from when a renewal was *sent*. A client that the manager does not
+ * know any more was fenced: its id and key are void for good, and this process goes on as the new client that the manager has
+ * made of it (`rejoined`).
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
@@ -21,8 +22,6 @@ const LAST_RETRY_MS = 1000;
 const HELLO_TIMEOUT_MS = 4000;
 /** A manager that lives may have to fence somebody first (a recall's time-out, then the appliances); a dead link ends the wait sooner. */
 const ASK_TIMEOUT_MS = 30_000;
-/** What a hello that resumes is refused with when this client was fenced. Anything else may be cured by trying again. */
-const FENCED_CODES = new Set(['ESTALE', 'EFENCED']);
 
 export interface SessionOptions {
   /** host:port or URL; https means TLS. */
@@ -44,7 +43,10 @@ export interface SessionEvents {
   lost(): Promise<void>;
   /** It is back and holds our delegations as before. Runs before any other ask goes out. */
   resumed(hello: Hello): Promise<void>;
-  /** It is back and our delegations are void. */
+  /** It is back and has fenced us: our delegations are void, and we are the client of this hello from now on. Runs before any other
+   *  ask goes out. */
+  rejoined(hello: Hello): Promise<void>;
+  /** It is back as another cluster's: none of our files is there. The session is over. */
   fenced(why: string): void;
 }
 
@@ -66,6 +68,7 @@ export class ManagerSession implements Manager {
   private renewal: NodeJS.Timeout | undefined;
   private readonly stop = new AbortController();
   private reconnects = 0;
+  private rejoins = 0;
   private readonly asks: Record<string, number> = {};
 
   private pushes: Promise<PushHandlers>;
@@ -78,7 +81,7 @@ export class ManagerSession implements Manager {
     this.setPushes = set;
   }
 
-  /** What the manager said at the beginning. */
+  /** What the manager said when we became the client that we are. */
   get hello(): Hello {
     if (this.first === undefined) throw new Error('the session was not opened');
     return this.first;
@@ -96,7 +99,7 @@ export class ManagerSession implements Manager {
   serve(pushes: PushHandlers, events: SessionEvents): void {
     this.events = events;
     this.setPushes(pushes);
-    if (this.state === 'dead') void events.lost();
+    if (this.state === 'dead') void this.tellLost();
   }
 
   ask<Name extends keyof ClientOperations>(name: Name, ask: Ask<ClientOperations, Name>): Promise<Answer<ClientOperations, Name>> {
@@ -127,7 +130,13 @@ export class ManagerSession implements Manager {
   }
 
   counters(): Record<string, unknown> {
-    return { state: this.state, reconnects: this.reconnects, asks: this.asks, leaseLeftMs: Math.max(0, Math.round(this.leaseLeftMs())) };
+    return {
+      state: this.state,
+      reconnects: this.reconnects,
+      rejoins: this.rejoins,
+      asks: this.asks,
+      leaseLeftMs: Math.max(0, Math.round(this.leaseLeftMs())),
+    };
   }
 
   private async dial(): Promise<Hello> {
@@ -205,8 +214,17 @@ export class ManagerSession implements Manager {
     void this.reconnect();
   }
 
+  /** Whatever fails in the layers above, the session must come back. */
+  private async tellLost(): Promise<void> {
+    try {
+      await this.events?.lost();
+    } catch (error) {
+      this.options.log.error({ error }, 'dropping what the manager had told us to cache failed');
+    }
+  }
+
   private async reconnect(): Promise<void> {
-    await this.events?.lost();
+    await this.tellLost();
     let waitMs = FIRST_RETRY_MS;
     while (this.state === 'dead') {
       // Jitter: the clients of a restarted manager do not come in step.
@@ -216,7 +234,6 @@ export class ManagerSession implements Manager {
       try {
         await this.resume(await this.dial());
       } catch (error) {
-        if (FENCED_CODES.has(codeOf(error))) return this.fence(messageOf(error));
         this.link?.close();
         this.link = undefined;
         this.options.log.debug({ error }, 'the manager is still not reachable');
@@ -225,14 +242,18 @@ export class ManagerSession implements Manager {
   }
 
   private async resume(hello: Hello): Promise<void> {
-    if (!hello.resumed || hello.client !== this.hello.client || hello.generation !== this.hello.generation) {
-      // The manager opened a new client for us, of no use to this process's mount.
+    if (hello.cluster !== this.hello.cluster) {
       await this.link?.call('goodbye', {}).catch(() => undefined);
-      return this.fence('the manager no longer knows this session');
+      return this.fence('the manager is that of another cluster');
+    }
+    const isSame = hello.resumed && hello.client === this.hello.client && hello.generation === this.hello.generation;
+    if (!isSame) {
+      this.first = hello;
+      this.rejoins += 1;
     }
     this.resuming = true;
     try {
-      await this.events?.resumed(hello);
+      await (isSame ? this.events?.resumed(hello) : this.events?.rejoined(hello));
     } finally {
       this.resuming = false;
     }

@@ -19,6 +19,7 @@ import type { ClientOperations, Manager, PushHandlers } from './manager.js';
 import type { Hello, SessionEvents } from './manager_session.js';
 import { Pushes } from './pushes.js';
 import { KnownRegions } from './regions.js';
+import { Rejoining } from './rejoining.js';
 import { Reserve } from './reserve.js';
 import { Upcalls, type Question } from './upcalls.js';
 
@@ -40,7 +41,7 @@ export interface MountClientOptions {
   reserveBytes: number;
   maxIdleFiles?: number;
   errnoOf: (failure: unknown) => { errno: number; expected: boolean };
-  /** This client's delegations are void: the mount must end. */
+  /** The manager is another cluster's: the mount must end. */
   onFenced(why: string): void;
 }
 
@@ -62,6 +63,7 @@ export class MountClient {
   private readonly reserve: Reserve;
   private readonly upcalls: Upcalls;
   private readonly pushes: Pushes;
+  private readonly rejoining: Rejoining;
   private readonly onFenced: (why: string) => void;
   private room: Room | undefined;
   private roomAtMs = 0;
@@ -82,6 +84,7 @@ export class MountClient {
     this.reserve = new Reserve(session, native, this.regions, log, options.reserveBytes);
     const parts = { ...this.parts(), errnoOf };
     this.upcalls = new Upcalls(parts);
+    this.rejoining = new Rejoining(parts);
     this.pushes = new Pushes({ ...parts, directories: this.directories, wait: new BoundedWait(log) });
   }
 
@@ -92,6 +95,7 @@ export class MountClient {
     this.session.serve(this.pushes, {
       lost: () => this.dropBeliefs(),
       resumed: (hello) => this.resumed(hello),
+      rejoined: (hello) => this.rejoining.begin(hello),
       fenced: (why) => this.fenced(why),
     });
     if (!appliances.some(({ state }) => state === 'up'))
@@ -134,6 +138,7 @@ export class MountClient {
 
   async close(options: { goodbye: boolean }): Promise<void> {
     this.reserve.stop();
+    this.rejoining.stop();
     await this.session.close(options);
   }
 
@@ -146,6 +151,7 @@ export class MountClient {
       reserve: this.reserve.counters(),
       locks: this.locks.counters(),
       pushes: this.pushes.counters(),
+      fences: this.rejoining.counters(),
     };
   }
 
@@ -163,11 +169,14 @@ export class MountClient {
   /** What the kernel was told to believe ends with the lease at the latest; no need to wait longer than that. */
   private async dropBeliefs(): Promise<void> {
     this.locks.sessionLost();
-    const notices: Promise<void>[] = [];
-    for (const { parent, name } of this.cache.cachedEntries()) notices.push(this.native.invalidateEntry(parent, name));
-    for (const ino of this.cache.cachedInodes()) notices.push(this.native.invalidateInode(ino, -1, 0));
+    const entries = [...this.cache.cachedEntries()];
+    const inodes = [...this.cache.cachedInodes()];
     this.cache.clear();
     this.held.forgetChanges();
+    const notices = [
+      ...entries.map(({ parent, name }) => this.native.invalidateEntry(parent, name)),
+      ...inodes.map((ino) => this.native.invalidateInode(ino, -1, 0)),
+    ];
     const lease = new AbortController();
     const leaseEnd = sleep(this.session.hello.leaseMs, undefined, { signal: lease.signal }).catch(() => undefined);
     await Promise.race([Promise.allSettled(notices), leaseEnd]);
@@ -180,16 +189,13 @@ export class MountClient {
     await restated;
     await this.commits.recommit();
     this.held.giveBackOwed();
+    this.rejoining.renewAll(); // after a fence that the session was lost again in
     void this.reserve.spread();
   }
 
   private fenced(why: string): void {
     this.cache.clear();
-    const unwritten = [...this.held.all()].filter(({ ino }) => (this.native.fileState(ino)?.dirtyBytes ?? 0) > 0).map(({ ino }) => ino);
-    this.log.error(
-      { why, unwritten },
-      'this mount was fenced: the manager gave its files to others. What was not written back is lost; the mount ends. Mount again to go on',
-    );
+    this.log.error({ why }, 'the manager does not know the files of this mount; what was not written back is lost, and the mount ends');
     this.onFenced(why);
   }
 

@@ -153,10 +153,16 @@ export class Pushes implements PushHandlers {
     return { open, ...(handed === undefined ? {} : { locks: handed }), ...(record === undefined ? {} : { record }) };
   }
 
+  /** Between two steps this mount may have been fenced: then the file is another's to give up. */
+  private checkHeld(file: HeldFile): void {
+    if (this.parts.held.get(file.ino) !== file) throw new ExtmemError('EIO', 'this mount was fenced meanwhile');
+  }
+
   private async downgradeToRead(file: HeldFile): Promise<void> {
     if (file.mode !== 'write') return;
     const { native } = this.parts;
     await native.flushFile(file.ino);
+    this.checkHeld(file);
     native.putFile(file.ino, 'read');
     file.mode = 'read';
   }
@@ -168,12 +174,14 @@ export class Pushes implements PushHandlers {
       file.soleHolder = file.mode === 'write';
       // The kernel's dirty pages of mappings come to our cache while they still may wait there …
       if (file.writers > 0) await this.dropKernelPages(file, 0, WHOLE_FILE);
+      this.checkHeld(file);
       native.putFile(ino, 'shared');
       file.mode = 'shared';
     }
     // … and those dirtied meanwhile go through.
     await this.dropKernelPages(file, 0, WHOLE_FILE);
     await native.flushFile(ino);
+    this.checkHeld(file);
     native.dropPages(ino, 0, WHOLE_FILE);
   }
 

@@ -77,6 +77,12 @@ export class KnownRegions {
     if (regions.length > 0) this.native.loseRegions([...regions]);
   }
 
+  /** We were fenced: nothing is granted to us any more. */
+  clear(): void {
+    this.known.clear();
+    this.provision.clear();
+  }
+
   /** Asks the manager for what the record names and native does not have yet, or may only read while the file is `forWriting`. */
   async fetchFor(record: Uint8Array, forWriting: boolean): Promise<void> {
     const regions = this.lackingIn(record, forWriting);

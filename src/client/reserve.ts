@@ -41,6 +41,11 @@ export class Reserve {
   /** The first provision, and from then on the background. Resolves when the first is there or known not to come. */
   async start(): Promise<void> {
     this.timer = setInterval(() => this.topUp(), CHECK_MS).unref();
+    await this.refill();
+  }
+
+  /** At the beginning, and when nothing is left because this mount was fenced. */
+  async refill(): Promise<void> {
     await this.provide(this.reserveBytes).catch((error: unknown) => this.noteFull(error));
   }
 

@@ -4,7 +4,7 @@
  */
 import type { Attr, SetAttr, Time } from '../base/messages.js';
 import type { FileSystem, Reply, Request } from './file_system.js';
-import { decodeSetattr, encodeAttr, encodeStatfs, FATTR, type SetattrIn } from './fuse_wire.js';
+import { decodeSetattr, encodeAttr, encodeStatfs, FATTR, readHandle, type SetattrIn } from './fuse_wire.js';
 
 export function getattr(fs: FileSystem, { node }: Request): Reply | Promise<Reply> {
   const { cache, held, manager } = fs.client;
@@ -28,7 +28,9 @@ async function getattrAsking(fs: FileSystem, ino: number): Promise<Reply> {
 
 export async function setattr(fs: FileSystem, { node: ino, body }: Request): Promise<Reply> {
   const { cache, cuts, held, manager } = fs.client;
-  const set = requestedChanges(decodeSetattr(body));
+  const asked = decodeSetattr(body);
+  if (asked.valid & FATTR.fh) fs.checkHandle(readHandle(body, 8));
+  const set = requestedChanges(asked);
   const { size } = set;
   const attr = size === undefined ? (await manager.ask('setattr', { ino, set })).attr : await cuts.resize(ino, { ...set, size });
   held.noteAttr(attr);

@@ -15,6 +15,7 @@ const ERRNO = new Map<string, number>([...Object.entries(constants.errno), ...Ob
 
 export const ENOSYS = constants.errno.ENOSYS;
 export const EIO = constants.errno.EIO;
+export const ESTALE = constants.errno.ESTALE;
 export const EINVAL = constants.errno.EINVAL;
 
 /** Errno of a failure's `code`; undefined when the failure carries none that is known. */

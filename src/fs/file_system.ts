@@ -5,12 +5,13 @@
  * Invariants: each request is answered exactly once; a FUSE node id is the manager's inode number; every entry that goes out
  * with a node id is counted, and a FORGET takes it back.
  */
+import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Attr } from '../base/messages.js';
 import type { NativeMount, Upcall } from '../binding/index.js';
 import type { OpenMode } from '../client/held_files.js';
 import type { MountClient } from '../client/mount_client.js';
-import { EINVAL, ENOSYS, errnoOf } from './errno.js';
+import { EINVAL, ENOSYS, ESTALE, errnoOf } from './errno.js';
 import { encodeEntry, type Validity } from './fuse_wire.js';
 import type { DirectoryHandle } from './directories.js';
 import { NodeTable } from './node_table.js';
@@ -83,6 +84,13 @@ export class FileSystem {
   validity(ino: number, cacheable: { entry: boolean; attr: boolean }): Validity {
     if (!cacheable.entry && !cacheable.attr) return NO_VALIDITY;
     return { entryMs: cacheable.entry ? this.client.validityMs() : 0, attrMs: this.attrMs(ino, cacheable.attr) };
+  }
+
+  /** Throws when a handle is good for nothing any more: this mount was fenced since it was opened (client/rejoining.ts). */
+  checkHandle(handle: number): void {
+    const errno = this.files.has(handle) ? this.native.handleErrno(handle) : 0;
+    if (errno !== 0)
+      throw new ExtmemError(errno === ESTALE ? 'ESTALE' : 'EIO', 'the handle is of no use since this mount was fenced; open the file anew');
   }
 
   counters(): Record<string, number> {

@@ -19,6 +19,7 @@ import {
   O_ACCMODE,
   O_EXCL,
   O_TRUNC,
+  readHandle,
 } from './fuse_wire.js';
 import { noteNewName, whileBusy } from './names.js';
 
@@ -120,6 +121,7 @@ function finishRelease(fs: FileSystem, handle: number, ino: number, mode: OpenMo
 
 /** Native allocates; what is freed or zeroed goes through the manager. */
 export async function fallocate(fs: FileSystem, { node: ino, body }: Request): Promise<Reply> {
+  fs.checkHandle(readHandle(body, 0));
   const { offset, length, mode } = decodeFallocate(body);
   const keepsSize = (mode & FALLOC_KEEP_SIZE) !== 0;
   const kind = mode & ~FALLOC_KEEP_SIZE;

@@ -99,6 +99,11 @@ function readString(body: Buffer, at: number): { text: string; end: number } {
   return { text, end: stop + 1 };
 }
 
+/** An open file's handle, where the operation's struct has it. */
+export function readHandle(body: Buffer, at: number): number {
+  return readU64(viewOf(body), at);
+}
+
 /** A path component; the kernel has refused '/' already. */
 export function readName(body: Buffer, at: number): string {
   const { text, end } = readString(body, at);

@@ -7,32 +7,17 @@ import { ExtmemError } from '../base/errors.js';
 import type { Extent } from '../base/file_record.js';
 import type { Attr, LayoutName } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
-import type { Appliances } from './appliances.js';
-import type { Clients } from './clients.js';
-import type { Contents } from './contents.js';
-import type { Delegations } from './delegations.js';
+import type { Contents, ContentsParts } from './contents.js';
 import { roundUpToPages, type Files } from './files.js';
 import { attrOf, DEFAULT_LAYOUT, findFile, findInode, ROOT_INO, type Inode } from './inode.js';
-import type { Interest } from './interest.js';
 import { limits } from './limits.js';
-import type { MetadataStore } from './metadata_store.js';
-import { putInode, type Names } from './names.js';
+import { putInode } from './names.js';
 import { shareOf, type PlacementStrategy } from './placement.js';
-import type { Reclaimer } from './reclaim.js';
-import { UNBORN_INO, type Region, type Regions } from './regions.js';
+import { UNBORN_INO, type Region } from './regions.js';
 
 const EMPTY_BATCH = 256;
 
-export interface AllocationParts {
-  store: MetadataStore;
-  names: Names;
-  files: Files;
-  regions: Regions;
-  reclaimer: Reclaimer;
-  appliances: Appliances;
-  clients: Clients;
-  interest: Interest;
-  delegations: Delegations;
+export interface AllocationParts extends Omit<ContentsParts, 'fence'> {
   contents: Contents;
   placement: PlacementStrategy;
   dedicatedBytes: number;

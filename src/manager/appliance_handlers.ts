@@ -15,7 +15,7 @@ export interface ApplianceConnection {
 }
 
 export function applianceConnection(parts: Parts): ApplianceConnection {
-  const { appliances, regions, log } = parts;
+  const { appliances, clients, regions, log } = parts;
   let session: ApplianceSession | undefined;
   let appliance: Appliance | undefined;
   const done = {};
@@ -39,15 +39,17 @@ export function applianceConnection(parts: Parts): ApplianceConnection {
       appliance = registered;
       // Once the answer is on its way: it is used when it has acknowledged the fences that it owes.
       setImmediate(() => {
-        appliances.confirm(registered, opened).catch((error: unknown) => {
-          log.error({ appliance: registered.id, error }, 'an appliance did not acknowledge a fence that it owes');
-          opened.close('fences were not acknowledged');
-        });
+        appliances
+          .confirm(registered, opened, () => clients.dead())
+          .catch((error: unknown) => {
+            log.error({ appliance: registered.id, error }, 'an appliance did not acknowledge a fence that it owes');
+            opened.close('fences were not acknowledged');
+          });
       });
       return {
         clusterKey: parts.clusterKey,
         heartbeatMs: HEARTBEAT_MS,
-        fenced: appliances.fencedClients(),
+        dead: clients.dead(),
         regions: regions.idsOn(registered.id, registered.info.incarnation),
       };
     },

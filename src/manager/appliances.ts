@@ -4,26 +4,20 @@
  * An appliance is up while its session is open (a dead peer's session ends within 3 s). It is known by its id and, from start to
  * end of its process, by its incarnation: with a new one all regions of the old one are lost.
  * A fence that an appliance did not acknowledge is owed: it gets it with its next hello, and until it has acknowledged it
- * nobody is granted its regions.
+ * nobody is granted its regions. What it is told is all clients that are dead (Clients.dead), so that whatever it missed it has
+ * then, and this table has no row per client.
  *
  * Owner: the event loop.
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import type { Answer, ApplianceInfo, Ask, applianceOperations, appliancePushes } from '../base/messages.js';
+import type { Answer, ApplianceInfo, Ask, applianceOperations, appliancePushes, ClientRange } from '../base/messages.js';
 import type { Session } from '../base/session.js';
 import { limits, times } from './limits.js';
 import { keys, type MetadataStore } from './metadata_store.js';
 
 export type ApplianceSession = Session<typeof appliancePushes, typeof applianceOperations>;
 type Pushes = typeof appliancePushes;
-
-interface FencedRow {
-  client: number;
-  generation: number;
-  /** Appliances that have not acknowledged it. */
-  owed: string[];
-}
 
 export class Appliance {
   session: ApplianceSession | undefined;
@@ -50,7 +44,9 @@ export interface ApplianceEvents {
 
 export class Appliances {
   private readonly appliances = new Map<string, Appliance>();
-  private readonly fenced = new Map<number, FencedRow>();
+  /** By appliance: the number of the latest fence that it has not acknowledged. */
+  private readonly owing = new Map<string, number>();
+  private fences = 0;
   private events: ApplianceEvents | undefined;
 
   constructor(
@@ -59,7 +55,7 @@ export class Appliances {
   ) {
     for (const [, info] of store.scan<ApplianceInfo>(keys.appliances))
       this.appliances.set(info.id, new Appliance({ ...info, state: 'down' }));
-    for (const [, row] of store.scan<FencedRow>(keys.allFenced)) this.fenced.set(row.client, row);
+    for (const [, id] of store.scan<string>(keys.allOwing)) this.owing.set(id, 0);
   }
 
   listen(events: ApplianceEvents): void {
@@ -78,14 +74,9 @@ export class Appliances {
     return this.all().filter((appliance) => appliance.isUp);
   }
 
-  fencedClients(): { client: number; generation: number }[] {
-    return [...this.fenced.values()].map(({ client, generation }) => ({ client, generation }));
-  }
-
   /** Whether a fence is owed by this appliance: its regions are nobody's until it has acknowledged it. */
   owesFences(id: string): boolean {
-    for (const row of this.fenced.values()) if (row.owed.includes(id)) return true;
-    return false;
+    return this.owing.has(id);
   }
 
   /** Before the answer to its hello. The appliance is up once `confirm` has run. */
@@ -110,10 +101,11 @@ export class Appliances {
   }
 
   /** After the answer to its hello: what it still owes is acknowledged, then it is used. */
-  async confirm(appliance: Appliance, session: ApplianceSession): Promise<void> {
-    for (const row of [...this.fenced.values()].filter((one) => one.owed.includes(appliance.id))) {
-      await session.call('fence', { client: row.client, generation: row.generation }, { timeoutMs: times.fenceAckMs });
-      await this.settleFence(row, appliance.id);
+  async confirm(appliance: Appliance, session: ApplianceSession, dead: () => ClientRange[]): Promise<void> {
+    while (this.owing.has(appliance.id)) {
+      const fence = this.fences; // of all so far
+      await session.call('fence', { dead: dead() }, { timeoutMs: times.fenceAckMs });
+      await this.settleFence(appliance.id, fence);
     }
     if (!session.isOpen) return;
     appliance.session = session;
@@ -152,28 +144,30 @@ export class Appliances {
     return session.call(op, ask, { timeoutMs });
   }
 
-  /** Kills every grant of a client. When it resolves, no appliance that is up accepts anything of it, and the others owe it. */
-  async fenceEverywhere(client: number, generation: number): Promise<void> {
-    const row: FencedRow = { client, generation, owed: this.all().map((appliance) => appliance.id) };
-    this.fenced.set(client, row);
-    await this.store.transact((tx) => tx.put(keys.fenced(client), { ...row }));
+  /** Kills every grant of these clients. When it resolves, no appliance that is up accepts anything of them, and the others owe it. */
+  async fenceEverywhere(dead: ClientRange[]): Promise<void> {
+    this.fences += 1;
+    const fence = this.fences;
+    for (const { id } of this.all()) this.owing.set(id, fence);
+    await this.store.transact((tx) => this.all().forEach(({ id }) => tx.put(keys.owing(id), id)));
     await Promise.all(
       this.up().map(async (appliance) => {
         try {
-          await this.call(appliance, 'fence', { client, generation }, times.fenceAckMs);
-          row.owed = row.owed.filter((id) => id !== appliance.id);
+          await this.call(appliance, 'fence', { dead }, times.fenceAckMs);
+          await this.settleFence(appliance.id, fence);
         } catch (error) {
-          // It may neither be trusted to refuse the client nor be used: down until its next hello.
-          this.log.error({ appliance: appliance.id, client, error }, 'an appliance did not acknowledge a fence; it is put down');
+          // It may neither be trusted to refuse the clients nor be used: down until its next hello.
+          this.log.error({ appliance: appliance.id, error }, 'an appliance did not acknowledge a fence; it is put down');
           appliance.session?.terminate('it did not acknowledge a fence');
         }
       }),
     );
-    await this.store.transact((tx) => tx.put(keys.fenced(client), { ...row }));
   }
 
-  private async settleFence(row: FencedRow, appliance: string): Promise<void> {
-    row.owed = row.owed.filter((id) => id !== appliance);
-    await this.store.transact((tx) => tx.put(keys.fenced(row.client), { ...row }));
+  /** It has acknowledged that fence, and all before it. */
+  private async settleFence(appliance: string, fence: number): Promise<void> {
+    if ((this.owing.get(appliance) ?? 0) > fence) return;
+    this.owing.delete(appliance);
+    await this.store.transact((tx) => tx.remove(keys.owing(appliance)));
   }
 }

@@ -11,7 +11,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import type { Answer, Ask, clientOperations, clientPushes, RegionPiece } from '../base/messages.js';
+import type { Answer, Ask, ClientRange, clientOperations, clientPushes, RegionPiece } from '../base/messages.js';
 import { HEARTBEAT_MS } from '../base/protocol.js';
 import { SessionFailure, type Session } from '../base/session.js';
 import { limits, times } from './limits.js';
@@ -139,6 +139,8 @@ export interface TellOptions {
 
 export class Clients {
   private readonly clients = new Map<number, Client>();
+  /** Ids that are taken for clients which are not in the map yet. */
+  private readonly joining = new Set<number>();
 
   constructor(
     private readonly store: MetadataStore,
@@ -159,6 +161,24 @@ export class Clients {
     return this.clients.size;
   }
 
+  /**
+   * Every id that was given to a client and is no live one's: what appliances refuse. Ids are never given again, so these are no more
+   * ranges than there are live clients, and one, however many have come and gone; nobody needs to keep a list of the dead.
+   */
+  dead(): ClientRange[] {
+    const last = (this.store.get<number>(keys.counter('client')) ?? 1) - 1;
+    const live = [...this.joining];
+    for (const client of this.clients.values()) if (client.state === 'live') live.push(client.id);
+    live.sort((one, other) => one - other);
+    const ranges: ClientRange[] = [];
+    let first = 1;
+    for (const id of [...live, last + 1]) {
+      if (id > first) ranges.push({ first, last: id - 1 });
+      first = id + 1;
+    }
+    return ranges;
+  }
+
   /** The client that this hello resumes, or a new one. */
   async welcome(ask: HelloAsk, session: ClientSession): Promise<{ client: Client; resumed: boolean }> {
     const known = ask.resume === undefined ? undefined : this.clients.get(ask.resume.client);
@@ -169,13 +189,21 @@ export class Clients {
     }
     if (this.clients.size >= limits.clients) throw new ExtmemError('EBUSY', `${limits.clients} clients are connected already`);
     const secret = randomBytes(16).toString('hex');
-    const row = await this.store.transact((tx) => {
-      const fresh: ClientRow = { client: takeNumber(tx, 'client'), generation: 1, secret, name: ask.name, hostId: ask.hostId };
-      tx.put(keys.client(fresh.client), fresh);
+    let id = 0; // known when transact() returns: its body runs at once
+    const joined = this.store.transact((tx) => {
+      id = takeNumber(tx, 'client');
+      this.joining.add(id);
+      const fresh: ClientRow = { client: id, generation: 1, secret, name: ask.name, hostId: ask.hostId };
+      tx.put(keys.client(id), fresh);
       return fresh;
     });
-    const client = new Client(row);
-    this.clients.set(client.id, client);
+    let client: Client;
+    try {
+      client = new Client(await joined);
+      this.clients.set(client.id, client);
+    } finally {
+      this.joining.delete(id);
+    }
     this.attach(client, session);
     this.log.info({ client: client.id, name: ask.name }, 'client joined');
     return { client, resumed: false };

@@ -78,13 +78,13 @@ export class Fencing {
   }
 
   private async run(client: Client, why: string): Promise<void> {
-    const { log, appliances } = this.parts;
+    const { log, appliances, clients } = this.parts;
     this.fences++;
     log.warn({ client: client.id, name: client.row.name, why }, 'fencing a client');
     client.state = 'fencing';
     client.tellPresence();
     client.session?.terminate(`fenced: ${why}`);
-    await appliances.fenceEverywhere(client.id, client.generation);
+    await appliances.fenceEverywhere(clients.dead());
     await this.takeNewestRecords(client);
     await this.forget(client);
     log.info({ client: client.id }, 'client is fenced');

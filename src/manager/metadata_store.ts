@@ -51,8 +51,9 @@ export const keys = {
   allLocks: 'l/',
   client: (client: number) => `c/${hex(client)}`,
   clients: 'c/',
-  fenced: (client: number) => `f/${hex(client)}`,
-  allFenced: 'f/',
+  /** An appliance that has not acknowledged a fence. */
+  owing: (appliance: string) => `f/${Buffer.from(appliance).toString('hex')}`,
+  allOwing: 'f/',
   appliance: (id: string) => `a/${Buffer.from(id).toString('hex')}`,
   appliances: 'a/',
   region: (region: number) => `R/${hex(region)}`,

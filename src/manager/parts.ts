@@ -77,22 +77,10 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
     else files.destroy(tx, inode);
   });
-  const contents = new Contents({ store, names, files, regions, reclaimer, appliances, clients, interest, delegations, fence });
+  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations };
+  const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
-  const allocations = new Allocations({
-    store,
-    names,
-    files,
-    regions,
-    reclaimer,
-    appliances,
-    clients,
-    interest,
-    delegations,
-    contents,
-    placement,
-    dedicatedBytes: options.dedicatedBytes,
-  });
+  const allocations = new Allocations({ ...fileParts, contents, placement, dedicatedBytes: options.dedicatedBytes });
   const xattrs = new Xattrs({ store, files, delegations, allocations });
   await store.transact((tx) => names.ensureRoot(tx));
   await delegations.clean();

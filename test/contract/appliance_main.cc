@@ -4,6 +4,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
+#include <array>
 #include <cstdio>
 #include <iostream>
 #include <mutex>
@@ -33,7 +34,7 @@ class Driver {
     if (verb == "destroy") return tell(server_->destroy_region(id));
     if (verb == "punch") return tell(server_->punch_region(id, first, second));
     if (verb == "fence") {
-      server_->fence_client(id, static_cast<uint32_t>(first));
+      server_->fence_clients(std::array{extmem::region::ClientRange{.first = id, .last = first}});
       return "0";
     }
     return report(verb, id);

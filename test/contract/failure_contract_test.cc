@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 
 #include "base/clock.h"
 #include "base/socket.h"
@@ -34,6 +35,17 @@ std::vector<Transport> plain_transports() {
 bool is_outage(Status status) { return status == Status::unreachable || status == Status::timed_out; }
 
 std::vector<uint8_t> page_of(uint8_t byte) { return std::vector<uint8_t>(4096, byte); }
+
+/// A write of the segment's bytes to the beginning of a region.
+Operation write_of(fabric::Region& region, const iovec& segment) {
+  Operation operation;
+  operation.op = Op::write;
+  operation.region = &region;
+  operation.segments = &segment;
+  operation.segment_count = 1;
+  operation.bytes = static_cast<uint32_t>(segment.iov_len);
+  return operation;
+}
 
 int connect_to(const SocketAddress& address) {
   int fd = socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -238,7 +250,7 @@ TEST_CASE("a fenced client cannot write any more, by connection or by descriptor
     CHECK(other.write(ours, 0, page_of(3)) == Status::ok);
     CHECK(other.read(ours, 8192, got) == Status::ok);
     CHECK(got == page_of(4));
-    TestClient next({.transport = transport, .credentials = make_credentials(1, 2)});
+    TestClient next({.transport = transport, .credentials = make_credentials(3, 1)});
     fabric::Region& again = next.add_region(next.add_appliance(process), 10, kMiB);
     CHECK(next.read(again, 0, got) == Status::ok);
     CHECK(got == page_of(3));
@@ -256,7 +268,7 @@ TEST_CASE("an honest client's writes survive the fencing of another, while they 
   REQUIRE(victim.read(theirs, 0, got) == Status::ok);
   std::atomic<bool> done{false};
   std::thread fencer([&] {
-    process.command("fence 2 1");
+    process.command("fence 2 2");
     done = true;
   });
   std::vector<uint8_t> last(4096, 0);
@@ -386,6 +398,50 @@ TEST_CASE("a peer that stays silent in the handshake is dropped") {
   const double took = seconds_of([&] { CHECK(recv(fd, &byte, 1, 0) <= 0); });
   CHECK(took < 2 * protocol::kHandshakeTimeoutMs / 1e3);
   close(fd);
+}
+
+TEST_CASE("a write that one reactor has given up is fenced before another reactor writes there") {
+  ApplianceProcess process;
+  process.command("create 10 65536 0");
+  Proxy proxy(process.port());
+  TestClient client({.operation_deadline_ms = 2000, .reactors = 2});
+  fabric::Appliance& appliance = client.add_appliance(process, proxy.port());
+  fabric::Region& region = client.add_region(appliance, 10, 65536);
+  auto got = page_of(0);
+  REQUIRE(client.write(region, 0, page_of(1), 0) == Status::ok);
+  proxy.hold();
+  REQUIRE(client.read(region, 0, got, 1) == Status::ok);  // by a connection of its own, which passes
+  proxy.hold_new();
+
+  auto given_up = page_of(2), late = page_of(3);
+  const iovec given_up_segment{given_up.data(), given_up.size()}, late_segment{late.data(), late.size()};
+  Operation held = write_of(region, given_up_segment);
+  held.deadline_ns = monotonic_ns() + 200'000'000;
+  CHECK(client.run(held, 0) == Status::timed_out);
+  CHECK(appliance.links_in_doubt == 1);
+  Operation waiting = write_of(region, late_segment);
+  std::promise<Status> answered;
+  waiting.context = &answered;
+  waiting.complete = [](Operation& done) { static_cast<std::promise<Status>*>(done.context)->set_value(done.status); };
+  client.on_reactor([&](Reactor&, fabric::Fabric& fabric) { fabric.submit(waiting); }, 1);
+  // What comes behind it waits too, in vain for as long as this; had it been sent, it would be there by then.
+  iovec got_segment{got.data(), got.size()};
+  Operation behind = write_of(region, got_segment);
+  behind.op = Op::read;
+  behind.deadline_ns = monotonic_ns() + 200'000'000;
+  CHECK(client.run(behind, 1) == Status::timed_out);
+  TestClient observer({.credentials = make_credentials(2, 1)});
+  REQUIRE(observer.read(observer.add_region(observer.add_appliance(process), 10, 65536), 0, got) == Status::ok);
+  CHECK(got == page_of(1));
+
+  proxy.let_new_go();  // the first reactor gets through again, which fences what it had given up
+  CHECK(answered.get_future().get() == Status::ok);
+  CHECK(appliance.links_in_doubt == 0);
+  proxy.let_go();
+  for (unsigned reactor : {0u, 1u}) {
+    REQUIRE(client.read(region, 0, got, reactor) == Status::ok);
+    CHECK(got == page_of(3));
+  }
 }
 
 TEST_CASE("a client that dies in the middle of a write leaves whole pages, old or new") {

@@ -13,6 +13,7 @@ namespace extmem::contract {
 struct Proxy::Link {
   UniqueFd client, server;
   bool held = false;  // under Proxy::lock_
+  bool held_as_new = false;
   std::thread forth, back;
 };
 
@@ -48,8 +49,21 @@ void Proxy::hold() {
   for (auto& link : links_) link->held = true;
 }
 
+void Proxy::hold_new() {
+  std::lock_guard guard(lock_);
+  holding_new_ = true;
+}
+
+void Proxy::let_new_go() {
+  std::lock_guard guard(lock_);
+  holding_new_ = false;
+  for (auto& link : links_) link->held &= !link->held_as_new;
+  changed_.notify_all();
+}
+
 void Proxy::let_go() {
   std::lock_guard guard(lock_);
+  holding_new_ = false;
   for (auto& link : links_) link->held = false;
   changed_.notify_all();
 }
@@ -66,9 +80,10 @@ void Proxy::accept_all() {
     set_tcp_options(link->client.get(), 0);
     set_tcp_options(link->server.get(), 0);
     Link& kept = *link;
+    std::lock_guard guard(lock_);
+    kept.held = kept.held_as_new = holding_new_;
     kept.forth = std::thread([this, &kept] { forward(kept, kept.client.get(), kept.server.get(), true); });
     kept.back = std::thread([this, &kept] { forward(kept, kept.server.get(), kept.client.get(), false); });
-    std::lock_guard guard(lock_);
     links_.push_back(std::move(link));
   }
 }

@@ -21,6 +21,10 @@ class Proxy {
 
   /// What clients send on the connections there are now stays here, and the end of those connections too.
   void hold();
+  /// The same of all connections that are made from now on.
+  void hold_new();
+  /// Those go on their way.
+  void let_new_go();
   /// Everything held goes on its way.
   void let_go();
   /// From now on nothing passes in either direction, on any connection, old or new: a cut cable.
@@ -38,6 +42,7 @@ class Proxy {
   std::mutex lock_;
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Link>> links_;
+  bool holding_new_ = false;  // under lock_
   std::thread acceptor_;
 };
 

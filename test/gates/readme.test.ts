@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { cli, freePort, makeRandomFile, run, within } from '../mount/cluster.js';
+import { freePort } from '../free_port.js';
+import { cli, makeRandomFile, run, within } from '../mount/cluster.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
 const read = (document: string): string => readFileSync(join(root, document), 'utf8');

@@ -8,7 +8,8 @@ import { spawn } from 'node:child_process';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
 import { Actor } from './actor.js';
 import { clusterStatus, LIMIT_MS, quote, timed, until } from './bad_days.js';
-import { cli, freePort, run, TestCluster, within } from './cluster.js';
+import { freePort } from '../free_port.js';
+import { cli, run, TestCluster, within } from './cluster.js';
 
 const isMounted = (path: string): boolean =>
   readFileSync('/proc/self/mountinfo', 'utf8')

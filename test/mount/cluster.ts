@@ -16,13 +16,13 @@ import {
   writeFileSync,
   readFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { IoUring } from '../../src/binding/index.js';
 import { askMount } from '../../src/fs/mount_control.js';
+import { freePort } from '../free_port.js';
 
 export const cli = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
@@ -251,15 +251,6 @@ function parseFacts(text: string): Record<string, unknown> | undefined {
   } catch {
     return undefined;
   }
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === 'string') throw new Error('no free port');
-  return address.port;
 }
 
 /** Whether no thread of a process runs any more: SIGSTOP reaches each of them in its own time. */

@@ -247,6 +247,18 @@ s = os.statvfs('.'); before = s.f_bavail * s.f_frsize; put(name, bytes(1) * 20_0
   });
 
   describe('contents', () => {
+    test('st_blocks is what is written, to the page, once a file is closed; what was reserved stays', async () => {
+      for (const size of [100, 9000, 300_000, 2 ** 21 + 1, 9_000_001]) {
+        await a.do(`put(name, bytes(1) * ${size})`);
+        const blocks = Math.ceil(size / 4096) * 8;
+        expect(await a.do(`os.stat(name).st_blocks`)).toBe(blocks);
+        expect(await b.do(`get(name) == bytes(1) * ${size}, os.stat(name).st_blocks`)).toEqual([true, blocks]);
+        await a.do('os.unlink(name)');
+      }
+      await a.do(`fd = os.open(name, os.O_RDWR | os.O_CREAT); os.write(fd, b'x' * 9000); fallocate(fd, 1, 0, 1_000_000); os.close(fd)`);
+      expect(await a.do(`s = os.stat(name); s.st_size, s.st_blocks * 512 >= 1_000_000`)).toEqual([9000, true]);
+    });
+
     test('truncation both ways, to odd sizes: what comes back is zeros', async () => {
       await a.do(`fd = os.open(name, os.O_RDWR | os.O_CREAT); data = random.randbytes(30000); os.pwrite(fd, data, 0)`);
       for (const sizes of [

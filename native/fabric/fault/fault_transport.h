@@ -39,6 +39,8 @@ class FaultTransport final : public Fabric {
 
   void submit(Operation& operation) override;
   void close() override;
+  /// What is held back goes out later, to regions that are lost.
+  void rejoin(const Credentials& credentials) override { inner_->rejoin(credentials); }
 
  private:
   struct Held;

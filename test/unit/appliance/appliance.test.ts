@@ -39,8 +39,8 @@ class NotedServer implements RegionServer {
   punchRegion(region: number, offset: number, length: number): void {
     this.notes.push(`punch ${region} ${offset} ${length}`);
   }
-  async fenceClient(client: number, generation: number): Promise<void> {
-    this.notes.push(`fence ${client} ${generation}`);
+  async fenceClients(clients: { first: number; last: number }[]): Promise<void> {
+    for (const { first, last } of clients) this.notes.push(`fence ${first}-${last}`);
   }
   listRegions() {
     return [...this.regions].map(([region, bytes]) => ({ region, bytes, residentBytes: 0, thin: false }));
@@ -69,7 +69,7 @@ type ManagerSide = Session<typeof appliancePushes, typeof applianceOperations>;
 
 class TestManager {
   clusterKey = Buffer.alloc(32, 1);
-  fenced: { client: number; generation: number }[] = [];
+  dead: { first: number; last: number }[] = [];
   known: number[] = [];
   readonly asked: string[] = [];
   readonly infos: ApplianceInfo[] = [];
@@ -111,7 +111,7 @@ class TestManager {
       hello: ({ appliance }) => {
         this.infos.push(appliance);
         note('hello');
-        return { clusterKey: this.clusterKey, heartbeatMs: 20, fenced: this.fenced, regions: this.known };
+        return { clusterKey: this.clusterKey, heartbeatMs: 20, dead: this.dead, regions: this.known };
       },
       heartbeat: () => (note('heartbeat'), {}),
       goodbye: () => (note('goodbye'), {}),
@@ -249,8 +249,8 @@ describe('the manager asks', () => {
   test('a fence is answered when it holds', async () => {
     const manager = await startManager();
     const { server } = await startMember(manager);
-    await manager.session?.call('fence', { client: 7, generation: 2 });
-    expect(server.notes).toEqual(['fence 7 2']);
+    await manager.session?.call('fence', { dead: [{ first: 1, last: 7 }] });
+    expect(server.notes).toEqual(['fence 1-7']);
   });
 });
 
@@ -265,11 +265,11 @@ describe('the manager dies', () => {
     expect(server.closed).toBe(false);
     const second = await startManager(port);
     second.known = [2];
-    second.fenced = [{ client: 9, generation: 3 }];
+    second.dead = [{ first: 3, last: 9 }];
     await second.untilAsked('heartbeat');
     expect(second.infos[0]?.incarnation).toBe(appliance.incarnation);
     expect([...server.regions.keys()]).toEqual([2]);
-    expect(server.notes).toContain('fence 9 3');
+    expect(server.notes).toContain('fence 3-9');
   });
 
   test('a manager of another cluster is refused, and what is here goes on being served', async () => {

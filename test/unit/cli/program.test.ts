@@ -1,7 +1,6 @@
 /** The commands as they are declared: help with examples everywhere, wrong usage, completion, metrics. */
 import { spawnSync } from 'node:child_process';
 import { get } from 'node:http';
-import { createServer, type AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from '@jest/globals';
 import { renderBashCompletion } from '../../../src/cli/completion.js';
@@ -10,6 +9,7 @@ import { renderMetrics } from '../../../src/cli/metrics.js';
 import { renderFacts, renderTable } from '../../../src/cli/output.js';
 import { buildProgram } from '../../../src/cli/program.js';
 import { findRealFiles } from '../../../src/cli/tour_steps.js';
+import { freePort } from '../../free_port.js';
 
 const cli = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 const program = buildProgram(() => undefined);
@@ -140,15 +140,6 @@ describe('metrics', () => {
     listening.close();
   });
 });
-
-function freePort(): Promise<number> {
-  return new Promise((done) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo;
-      server.close(() => done(port));
-    });
-  });
-}
 
 function fetchText(port: number, path: string): Promise<{ status: number; body: string }> {
   return new Promise((done, failed) => {

@@ -1,5 +1,6 @@
 import { beforeEach, expect, test } from '@jest/globals';
 import { constants } from 'node:os';
+import { SessionFailure } from '../../../src/base/session.js';
 import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
 import { settle, startClient, type TestClient } from './mounted.js';
 
@@ -57,6 +58,14 @@ test('with the manager dead native is told so, and the record follows when it is
   t.manager.asked.length = 0;
   await t.manager.events?.resumed(t.manager.hello);
   expect(t.manager.asked).toEqual([{ name: 'commit', ask: { records: [t.native.record(5, false)] } }]);
+});
+
+test('a commit that was under way when the session ended counts as one without a manager', async () => {
+  await t.client.held.open(5, 'write');
+  t.native.write(5, 4096);
+  t.manager.script.commit = () => Promise.reject(new SessionFailure('closed', 'EIO', 'nothing was heard for 3000 ms'));
+  commit(1, 5);
+  expect((await t.native.told('answers', 1)).errno).toBe(ENOTCONN);
 });
 
 test('what nobody changed while the manager was away is not committed again', async () => {
@@ -124,8 +133,19 @@ test('a truncate under the write delegation takes our record along and native ta
   expect(t.native.fileState(5)?.size).toBe(100);
 });
 
-test('fencing is passed on', async () => {
-  t.manager.events?.fenced('recall was not answered');
-  await settle();
-  expect(t.fenced).toEqual(['recall was not answered']);
+test('a manager of another cluster is passed on: the mount must end', () => {
+  t.manager.events?.fenced('it is another cluster');
+  expect(t.fenced).toEqual(['it is another cluster']);
+});
+
+test('what waits to be committed when we are fenced is not committed in the name of who we are then', async () => {
+  await t.client.held.open(5, 'write');
+  t.native.write(5, 4096);
+  t.manager.takeAsked();
+  commit(1, 5); // goes out in the next turn
+  await t.manager.events?.rejoined({ ...t.manager.hello, client: 8 });
+  expect((await t.native.told('answers', 1)).errno).toBe(EIO);
+  expect(t.native.log).toContain('rejoin 8');
+  expect(t.manager.takeAsked()).not.toContain('commit');
+  expect(t.client.held.get(5)).toMatchObject({ isVoid: true, writers: 1 });
 });

@@ -35,6 +35,8 @@ export class MemoryNative implements NativeMount {
   onFlush: (node: number) => Promise<void> = () => Promise.resolve();
   onBeginCut: () => Promise<void> = () => Promise.resolve();
   onInvalidate: () => Promise<void> = () => Promise.resolve();
+  /** Here all handles of a file, those opened later too. */
+  readonly broken = new Map<number, number>();
   private readonly handles = new Map<number, number>();
   private readonly waiting = new Map<number, (told: Told) => void>();
   private nextHandle = 0x7f00_0000_1000;
@@ -49,6 +51,12 @@ export class MemoryNative implements NativeMount {
   }
   answer(id: number, errno: number, record?: Uint8Array): void {
     this.settle(this.answers, id, errno, record);
+  }
+  rejoin(identity: { client: number }): Promise<void> {
+    this.log.push(`rejoin ${identity.client}`);
+    this.regions.clear();
+    this.provisions.clear();
+    return Promise.resolve();
   }
   putAppliance(info: { id: string }): void {
     this.appliances.add(info.id);
@@ -123,6 +131,9 @@ export class MemoryNative implements NativeMount {
     this.handles.delete(handle);
     this.file(node).handles -= 1;
   }
+  handleErrno(handle: number): number {
+    return this.broken.get(this.handles.get(handle) ?? 0) ?? 0;
+  }
   async flushFile(node: number): Promise<void> {
     this.log.push(`flush ${node}`);
     await this.onFlush(node);
@@ -169,6 +180,20 @@ export class MemoryNative implements NativeMount {
     return { cachedBytes: 0, pinnedBytes: 0 };
   }
   forgetKernelPages(): void {}
+  settleVoid(node: number): Promise<void> {
+    this.log.push(`settleVoid ${node}`);
+    this.file(node).dirtyBytes = 0;
+    return Promise.resolve();
+  }
+  renewFile(node: number, mode: NativeMode, record: Uint8Array): void {
+    this.putFile(node, mode, record);
+  }
+  breakHandles(node: number, errno: number): void {
+    this.broken.set(node, errno);
+  }
+  admitMapped(node: number): void {
+    this.log.push(`admitMapped ${node}`);
+  }
   invalidateInode(node: number, offset: number, length: number): Promise<void> {
     this.log.push(`invalidateInode ${node} ${offset} ${length}`);
     return this.onInvalidate();

@@ -32,7 +32,7 @@ class PaperServer implements RegionServer {
     this.regions.delete(region);
   }
   punchRegion(): void {}
-  fenceClient(): Promise<void> {
+  fenceClients(): Promise<void> {
     return Promise.resolve();
   }
   listRegions(): { region: number; bytes: number; residentBytes: number; thin: boolean }[] {

@@ -199,6 +199,40 @@ describe('bad days', () => {
     expect((await b.kernel.lookup(1, 'x')).size).toBe(8192);
   });
 
+  test('a session comes back also when dropping what was cached fails', async () => {
+    await a.kernel.create(1, 'x');
+    await a.kernel.lookup(1, 'x');
+    a.native.invalidateEntry = () => {
+      throw new Error('a fault of ours');
+    };
+    await cluster.killManager();
+    await until(() => !a.session.alive);
+    await cluster.restartManager();
+    await until(() => a.session.alive);
+    expect((await a.kernel.lookup(1, 'x')).node).not.toBe(0);
+  });
+
+  test('a mount that was fenced goes on as another client, with its open files as they are now', async () => {
+    const { node, handle } = await a.kernel.create(1, 'x');
+    const idle = await a.kernel.create(1, 'closed');
+    await a.kernel.release(idle.node, idle.handle);
+    a.native.write(node, 4096);
+    a.native.onFlush = () => new Promise(() => undefined); // a recall is not answered
+    const { client } = a.session.hello;
+    expect((await b.kernel.open(node, O_RDWR)).errno).toBe(0);
+    await until(() => a.session.alive && a.client.held.get(node)?.isVoid === false);
+    expect(a.session.hello.client).not.toBe(client);
+    expect(a.native.log).toContain(`rejoin ${a.session.hello.client}`);
+    expect(a.fenced).toEqual([]);
+    expect(a.client.held.get(node)).toMatchObject({ mode: 'shared', writers: 1 });
+    expect(a.client.held.get(idle.node)).toBeUndefined();
+    expect((await a.kernel.getattr(node)).size).toBe(0); // what was not written back is gone
+    expect((await a.kernel.lookup(1, 'x')).node).toBe(node);
+    expect((await a.kernel.create(1, 'after')).errno).toBe(0);
+    await a.kernel.release(node, handle);
+    await until(() => a.client.held.get(node) === undefined);
+  }, 30_000);
+
   test('a writer that cannot write back keeps its file, and is not fenced', async () => {
     const { node } = await a.kernel.create(1, 'x');
     a.native.onFlush = () => Promise.reject(new Error('the appliance is dead'));

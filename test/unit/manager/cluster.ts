@@ -15,6 +15,7 @@ import {
   type Answer,
   type ApplianceInfo,
   type Ask,
+  type ClientRange,
   type FileGrant,
   type RegionGrant,
   type RegionPiece,
@@ -114,7 +115,7 @@ export class TestAppliance {
   readonly regions = new Map<number, { bytes: number; thin: boolean }>();
   readonly records: { region: number; ino: number; record: Uint8Array }[] = [];
   readonly punched: RegionPiece[] = [];
-  readonly fenced: { client: number; generation: number }[] = [];
+  readonly fenced: ClientRange[][] = [];
   readonly events: string[] = [];
   /** Replaces what a handler does. */
   override: Overrides<typeof appliancePushes> = {};
@@ -181,8 +182,8 @@ export class TestAppliance {
       },
       punch: ({ pieces }) => (this.punched.push(...pieces), done),
       fence: (ask) => {
-        this.fenced.push(ask);
-        this.events.push(`fence ${ask.client}`);
+        this.fenced.push(ask.dead);
+        this.events.push(...ask.dead.map(({ first, last }) => `fence ${first}-${last}`));
         return done;
       },
       listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),

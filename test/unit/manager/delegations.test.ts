@@ -271,7 +271,7 @@ describe('shared mode', () => {
     const { ino } = await shared();
     b.session.terminate('killed');
     await a.ask('wrote', { ino, offset: 0, length: 1, mtime: [1, 0] });
-    expect(appliance.events).toContain(`fence ${b.id}`);
+    expect(appliance.events).toContain(`fence ${b.id}-${b.id}`);
   });
 
   test('two make one file at once: who made it knows that it has it before it is recalled', async () => {
@@ -309,15 +309,15 @@ describe('fences', () => {
     const order: string[] = [];
     two.override.fence = async (ask) => {
       await new Promise((resolve) => setImmediate(resolve));
-      order.push(`fence ${ask.client}`);
+      order.push(`fence ${ask.dead.map(({ first, last }) => `${first}-${last}`).join()}`);
       return {};
     };
     const before = Date.now();
     const grant = await b.ask('acquire', { ino, mode: 'write' });
     order.push('granted');
     expect(grant.mode).toBe('write');
-    expect(order).toEqual([`fence ${a.id}`, 'granted']);
-    expect(appliance.fenced).toEqual([{ client: a.id, generation: a.hello.generation }]);
+    expect(order).toEqual([`fence ${a.id}-${a.id}`, 'granted']);
+    expect(appliance.fenced).toEqual([[{ first: a.id, last: a.id }]]);
     expect(Date.now() - before).toBeGreaterThan(RECALL_TIMEOUT_MS - 100);
     await a.connect(true).catch(() => undefined);
     expect(a.hello.resumed).toBe(false);
@@ -362,12 +362,29 @@ describe('fences', () => {
     expect(grant.regions).toEqual([]);
     const up = b.next('appliances');
     await appliance.connect();
-    expect(appliance.welcome.fenced).toContainEqual({ client: a.id, generation: 1 });
+    expect(appliance.welcome.dead).toEqual([{ first: a.id, last: a.id }]);
     expect(appliance.welcome.regions).toEqual([region]);
     await up;
-    expect(appliance.fenced).toEqual([{ client: a.id, generation: 1 }]);
+    expect(appliance.fenced).toEqual([[{ first: a.id, last: a.id }]]);
     expect((await b.ask('regions', { regions: [region] })).regions).toHaveLength(1);
   });
+
+  test('however many come and go, an appliance is told no more ranges than there are clients, and a restarted one all of them', async () => {
+    const visitors = await Promise.all(Array.from({ length: 8 }, (_, at) => cluster.client(`visitor ${at}`)));
+    const [leaving, dying] = [visitors.slice(0, 4), visitors.slice(4)];
+    const files = await Promise.all(dying.map(async (one) => (await one.openNew(`of ${one.id}`)).attr.ino));
+    await Promise.all(leaving.map((one) => one.ask('goodbye', {})));
+    for (const one of dying) one.session.terminate('killed');
+    await Promise.all(files.map((ino) => b.ask('acquire', { ino, mode: 'read' })));
+    expect(appliance.fenced).toHaveLength(4);
+    const dead = [{ first: b.id + 1, last: b.id + 8 }];
+    expect(appliance.fenced.at(-1)).toEqual(dead);
+    const again = await cluster.appliance('started later');
+    expect(again.welcome.dead).toEqual(dead);
+    await cluster.restartManager();
+    await appliance.connect();
+    expect(appliance.welcome.dead).toEqual(dead);
+  }, 30_000);
 
   test('an appliance that does not acknowledge is put down', async () => {
     const { ino } = await writtenFile();
@@ -403,7 +420,7 @@ describe('restart of the manager', () => {
     await appliance.connect();
     await b.connect(true);
     expect((await b.ask('acquire', { ino, mode: 'write' })).mode).toBe('write');
-    expect(appliance.events).toEqual([`fence ${a.id}`]);
+    expect(appliance.events).toEqual([`fence ${a.id}-${a.id}`]);
   });
 
   test('orphans of nobody are gone, and their pieces zeroed', async () => {
@@ -486,7 +503,7 @@ describe('locks', () => {
     const wait = b.ask('setlk', { lock: lock(ino, 'write'), wait: true });
     await expect(b.ask('setlk', { lock: lock(ino, 'read', 'q'), wait: false })).rejects.toEqual(code('EAGAIN'));
     await wait;
-    expect(appliance.fenced).toEqual([{ client: a.hello.client, generation: 1 }]);
+    expect(appliance.fenced).toEqual([[{ first: a.id, last: a.id }]]);
   });
 
   test('survive the manager', async () => {

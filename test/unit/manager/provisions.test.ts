@@ -80,8 +80,8 @@ describe('provisions', () => {
         (grant) => grant.region === region && grant.used?.length === 1 && grant.used[0]?.[0] === 8 * PAGE && grant.used[0][1] === PAGE,
       );
     });
-    expect(owner.fenced).toContainEqual({ client: a.id, generation: 1 });
-    expect(other.fenced).toContainEqual({ client: a.id, generation: 1 });
+    expect(owner.fenced).toContainEqual([{ first: a.id, last: a.id }]);
+    expect(other.fenced).toContainEqual([{ first: a.id, last: a.id }]);
     // What the dead one may have left in unused bytes was zeroed before.
     expect(owner.punched).toEqual([
       { region, offset: 0, length: 8 * PAGE },
