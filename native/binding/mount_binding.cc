@@ -15,6 +15,7 @@
 #include "cache/flusher.h"
 #include "cache/reader.h"
 #include "cache/renewal.h"
+#include "cache/shared_turns.h"
 #include "fuse/session.h"
 
 namespace extmem::binding {
@@ -44,6 +45,12 @@ const char* kind_name(ControlCall::Kind kind) {
       return "extend";
     case ControlCall::Kind::wrote:
       return "wrote";
+    case ControlCall::Kind::claim_end:
+      return "claimEnd";
+    case ControlCall::Kind::give_up_end:
+      return "giveUpEnd";
+    case ControlCall::Kind::drop_privileges:
+      return "dropPrivileges";
   }
   return "";
 }
@@ -104,12 +111,18 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::set_times>("setTimes"),
                         InstanceMethod<&Mount::set_size>("setSize"),
                         InstanceMethod<&Mount::set_locked>("setLocked"),
+                        InstanceMethod<&Mount::set_privileged>("setPrivileged"),
                         InstanceMethod<&Mount::open_handle>("openHandle"),
                         InstanceMethod<&Mount::close_handle>("closeHandle"),
                         InstanceMethod<&Mount::handle_errno>("handleErrno"),
                         InstanceMethod<&Mount::flush_file>("flushFile"),
                         InstanceMethod<&Mount::begin_cut>("beginCut"),
                         InstanceMethod<&Mount::end_cut>("endCut"),
+                        InstanceMethod<&Mount::pause_writers>("pauseWriters"),
+                        InstanceMethod<&Mount::resume_writers>("resumeWriters"),
+                        InstanceMethod<&Mount::refuse_writers>("refuseWriters"),
+                        InstanceMethod<&Mount::reads_settled>("readsSettled"),
+                        InstanceMethod<&Mount::yield_end>("yieldEnd"),
                         InstanceMethod<&Mount::drop_pages>("dropPages"),
                         InstanceMethod<&Mount::drop_file>("dropFile"),
                         InstanceMethod<&Mount::warm_file>("warmFile"),
@@ -152,8 +165,8 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
       calls_.emplace(id, &call);
     }
     // A copy: should everything be shut down meanwhile, the call is answered and its frame gone before the job runs.
-    Question question{call.kind,     call.node,       call.offset,  call.bytes,
-                      call.mtime_ns, call.lock_owner, call.closing, call.record};
+    Question question{call.kind,       call.node,    call.offset,      call.bytes, call.mtime_ns,
+                      call.lock_owner, call.closing, call.holds_pages, call.record};
     main_thread_.run([this, id, question](Napi::Env env) { up_question(env, id, question); });
   }
 
@@ -206,7 +219,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
   struct Question {
     ControlCall::Kind kind;
     uint64_t node, offset, bytes, mtime_ns, lock_owner;
-    bool closing;
+    bool closing, holds_pages;
     std::vector<uint8_t> record;
   };
 
@@ -233,6 +246,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     call.Set("bytes", from_u64(env, question.bytes));
     call.Set("mtimeSec", from_u64(env, question.mtime_ns / 1'000'000'000));
     call.Set("mtimeNsec", from_u64(env, question.mtime_ns % 1'000'000'000));
+    call.Set("holdsPages", Napi::Boolean::New(env, question.holds_pages));
     call.Set("record", from_bytes(env, question.record));
     char owner[24] = "";
     if (question.closing) std::snprintf(owner, sizeof owner, "%016lx", question.lock_owner);
@@ -303,6 +317,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     Napi::Object started = Napi::Object::New(env);
     started.Set("session", Napi::String::New(env, session_->kind()));
     started.Set("ioUringRefused", Napi::String::New(env, session_->uring_refused()));
+    started.Set("mapsDirect", Napi::Boolean::New(env, session_->kernel_maps_direct()));
     return started;
   }
 
@@ -458,7 +473,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
 
   void set_size(const Napi::CallbackInfo& info) {
     FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
-    if (file) cache::set_shared_size(*file, to_u64(info[1]));
+    if (file) cache::grow_shared_size(*file, to_u64(info[1]));
   }
 
   void set_locked(const Napi::CallbackInfo& info) {
@@ -466,15 +481,25 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     if (file) file->locked.store(info[1].ToBoolean());
   }
 
+  void set_privileged(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) file->privileged.store(info[1].ToBoolean());
+  }
+
   Napi::Value open_handle(const Napi::CallbackInfo& info) {
     File* file = session(info.Env()).cache().find_file(to_u64(info[0]));
     if (file == nullptr) throw errno_error(info.Env(), ENOENT, "opening an unknown file");
     file->handles.fetch_add(1);
     auto& pages = session_->kernel_pages();
+    auto kernel = info[2].As<Napi::Object>();
     // Opened without keep_cache: the kernel drops what it had.
-    if (!info[2].ToBoolean()) pages.settle(pages.take(file->node, 0, UINT32_MAX));
-    auto* handle = new cache::Handle{file, static_cast<uint32_t>(to_u64(info[1])), file->error_sequence.load(),
-                                     file->life.load(), pages.file(file->node)};
+    if (!kernel.Get("keepsPages").ToBoolean()) pages.settle(pages.take(file->node, 0, UINT32_MAX));
+    auto* handle = new cache::Handle{.file = file,
+                                     .flags = static_cast<uint32_t>(to_u64(info[1])),
+                                     .seen_errors = file->error_sequence.load(),
+                                     .life = file->life.load(),
+                                     .direct = kernel.Get("direct").ToBoolean(),
+                                     .kernel = pages.file(file->node)};
     return from_u64(info.Env(), reinterpret_cast<uint64_t>(handle));
   }
 
@@ -512,6 +537,33 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         [record, edges_zeroed](cache::PageCache& cache, cache::Lane& lane, File& file) {
                           return cache::end_cut(cache, lane, file, *record, edges_zeroed);
                         });
+  }
+
+  Napi::Value pause_writers(const Napi::CallbackInfo& info) {
+    return run_for_file(info, "pausing writers", [](cache::PageCache&, cache::Lane& lane, File& file) {
+      return cache::pause_writers(lane, file);
+    });
+  }
+
+  void resume_writers(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) cache::resume_writers(*file);
+  }
+
+  void refuse_writers(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) cache::refuse_writers(*file);
+  }
+
+  Napi::Value reads_settled(const Napi::CallbackInfo& info) {
+    return run_for_file(info, "waiting for reads", [](cache::PageCache&, cache::Lane& lane, File& file) {
+      return cache::reads_settled(lane, file);
+    });
+  }
+
+  Napi::Value yield_end(const Napi::CallbackInfo& info) {
+    return run_for_file(info, "yielding the end",
+                        [](cache::PageCache&, cache::Lane& lane, File& file) { return cache::yield_end(lane, file); });
   }
 
   Napi::Value drop_pages(const Napi::CallbackInfo& info) {

@@ -51,7 +51,9 @@ bool may_read_direct(PageCache&, File& file, uint64_t offset, uint32_t bytes) {
   return may;
 }
 
-Task<bool> read_direct(PageCache&, Lane& lane, File& file, uint64_t offset, std::byte* data, uint32_t bytes) {
+Task<bool> read_direct(PageCache& cache, Lane& lane, File& file, uint64_t offset, std::byte* data, uint32_t bytes) {
+  ReadInFlight reading(file);
+  if (!may_read_direct(cache, file, offset, bytes)) co_return false;  // a cut began meanwhile
   lane.counters.add(lane.counters.direct_reads);
   co_return co_await transfer(lane, file, fabric::Op::read, offset, data, bytes) == 0;
 }

@@ -85,4 +85,18 @@ void File::wake(uint32_t first, uint32_t last) {
   }
 }
 
+ReadInFlight::ReadInFlight(File& file) : file_(file) {
+  file_.lock.lock();
+  phase_ = file_.read_phase;
+  ++file_.reads_in_flight[phase_];
+  file_.lock.unlock();
+}
+
+ReadInFlight::~ReadInFlight() {
+  file_.lock.lock();
+  bool last = --file_.reads_in_flight[phase_] == 0;
+  if (last && phase_ != file_.read_phase) file_.wake(0, UINT32_MAX);
+  file_.lock.unlock();
+}
+
 }  // namespace extmem::cache

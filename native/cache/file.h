@@ -62,6 +62,13 @@ struct Cut {
   bool overlaps(uint64_t from, uint64_t to) const { return active && from < end && offset < to; }
 };
 
+/// Who of this mount's writers makes a shared file longer. All under the file's lock.
+struct End {
+  bool ours = false;    // the manager gave it to this mount: nobody else makes the file longer
+  bool in_use = false;  // by one writer here, from before it asks the manager until its bytes and the size are there
+  uint32_t wanted = 0;  // by others: it goes before the next writer here has it
+};
+
 class File {
  public:
   File(uint64_t node, uint32_t index) : node(node), index(index) {}
@@ -88,8 +95,9 @@ class File {
     bool trimmed = false;  ///< once: whoever appends again and again keeps it
     bool soiled = false;   ///< a write failed: bytes beyond the size may not be zero
   } surplus;
-  std::atomic<bool> locked{false};  ///< TypeScript holds POSIX locks for it: close must say so
-  bool pinned = false;              ///< its pages stay in our frames, as far as there is room for pinned ones
+  std::atomic<bool> privileged{false};  ///< set-user-ID or set-group-ID, which a write may take away
+  std::atomic<bool> locked{false};      ///< TypeScript holds POSIX locks for it: close must say so
+  bool pinned = false;                  ///< its pages stay in our frames, as far as there is room for pinned ones
 
   std::atomic<uint32_t> dirty_pages{0};  ///< dirty, redirtied, failed
   uint32_t writing_pages = 0;
@@ -102,6 +110,11 @@ class File {
   std::atomic<uint32_t> slow_reads{0};  ///< reads that were not answered at once
   std::atomic<uint32_t> error_sequence{0};  ///< grows with every failed write-back (errseq_t)
   Cut cut;
+  bool paused = false;   ///< the manager changes its extents: no writer enters meanwhile
+  bool refused = false;  ///< the manager went while it was paused: writers fail until its record is known again
+  End end;
+  std::array<uint32_t, 2> reads_in_flight{};  ///< from regions, by the phase that they began in
+  uint8_t read_phase = 0;
   ReadAhead read_ahead;
 
   uint32_t frame_at(uint32_t page) const;
@@ -131,12 +144,27 @@ class File {
   PageWaiter* waiters_ = nullptr;
 };
 
+/// A read from the file's regions, from before it looks where the bytes are until they are here. What a cut freed is
+/// used again only after those that began before it (reads_settled, in shared_turns.h).
+class ReadInFlight {
+ public:
+  explicit ReadInFlight(File& file);
+  ReadInFlight(const ReadInFlight&) = delete;
+  ReadInFlight& operator=(const ReadInFlight&) = delete;
+  ~ReadInFlight();
+
+ private:
+  File& file_;
+  uint8_t phase_;
+};
+
 /// An open file description.
 struct Handle {
   File* file;
   uint32_t flags;
   uint32_t seen_errors;  ///< error_sequence that this handle has reported
   uint32_t life;         ///< the file's when it was opened
+  bool direct;           ///< the kernel was told FOPEN_DIRECT_IO: it keeps nothing of what is written through this
   std::shared_ptr<KernelFile> kernel;
 
   bool broken() const { return life != file->life.load(std::memory_order_relaxed); }

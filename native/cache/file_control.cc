@@ -7,6 +7,7 @@
 #include "cache/flusher.h"
 #include "cache/renewal.h"
 #include "cache/shared_io.h"
+#include "cache/shared_turns.h"
 #include "cache/writer.h"
 
 namespace extmem::cache {
@@ -57,7 +58,11 @@ bool apply_record(PageCache& cache, File& file, std::span<const uint8_t> record,
   if (!extent::decode_record(record, cache.directory(), attributes, extents)) return false;
   file.lock.lock();
   first();
+  // Shared, it shrinks by cuts only, which are of another epoch: growth is told before the manager's record has it.
+  bool grows_only = file.mode.load() == Delegation::shared && file.attributes.epoch == attributes.epoch;
+  uint64_t size = grows_only ? std::max(file.size.load(), attributes.size) : attributes.size;
   set_record_locked(file, attributes, std::move(extents));
+  file.size.store(size);
   file.lock.unlock();
   return true;
 }
@@ -110,7 +115,10 @@ int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<con
   file.lock.unlock();
   bool sound = record.empty() ? mode_before != Delegation::none : apply_record(cache, file, record, [] {});
   if (sound) {
+    file.lock.lock();
     file.mode.store(mode);
+    if (mode != Delegation::shared) file.end.ours = false;
+    file.lock.unlock();
     bool others_wrote =
         mode_before == Delegation::shared || (!record.empty() && file.attributes.change != change_before);
     if (others_wrote) cache.drop_clean(file, 0, UINT32_MAX);
@@ -127,10 +135,11 @@ std::vector<uint8_t> record_of(File& file) {
   return record;
 }
 
-void set_shared_size(File& file, uint64_t size) {
-  file.lock.lock();
-  if (file.mode.load() == Delegation::shared) file.size.store(size);
-  file.lock.unlock();
+Task<int> drop_privileges(PageCache& cache, Lane& lane, File& file) {
+  extent::ControlCall call(cache.control_plane(), lane.reactor);
+  call.kind = extent::ControlCall::Kind::drop_privileges;
+  call.node = file.node;
+  co_return co_await call;
 }
 
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner) {
@@ -197,7 +206,7 @@ Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, u
     }
     if (busy) file.enlist(waiter);
     file.lock.unlock();
-    if (!busy) co_return 0;
+    if (!busy) co_return co_await reads_settled(lane, file);
     co_await waiter;
   }
 }
@@ -233,47 +242,78 @@ Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint
   co_return error;
 }
 
-Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, std::span<const std::byte> data,
-                     Origin origin) {
-  co_await enter_writer(lane, file);
-  Writing writing(file);  // before the mode is looked at: whoever takes it away waits for the writers within
+namespace {
+
+bool grows_shared(const File& file, const Write& write) {
+  return file.mode.load() == Delegation::shared && write.origin == Origin::application &&
+         (write.appends || write.offset + write.data.size() > file.size.load());
+}
+
+/// By a writer, which has the end of the file if it needs that.
+Task<int> write_entered(PageCache& cache, Lane& lane, File& file, Write& write) {
   if (is_void(file)) co_return EIO;
-  if (origin == Origin::mapping) {
+  if (write.appends) write.offset = file.size.load();
+  if (write.offset > kMaxFileBytes - write.data.size()) co_return EFBIG;
+  auto data = write.data;
+  if (write.origin == Origin::mapping) {
     uint64_t size = file.size.load();
-    data = data.first(std::min<uint64_t>(data.size(), size > offset ? size - offset : 0));
+    data = data.first(std::min<uint64_t>(data.size(), size > write.offset ? size - write.offset : 0));
   }
   if (data.empty()) co_return 0;
   auto bytes = static_cast<uint32_t>(data.size());
-  if (file.mode.load() == Delegation::shared) {
-    co_return co_await write_through(cache, lane, file, offset, data.data(), bytes);
+  if (file.mode.load() != Delegation::shared) {
+    int error = co_await write_cached(cache, lane, file, write.offset, data.data(), bytes);
+    if (error != 0) {
+      file.lock.lock();
+      file.surplus.soiled = true;
+      file.lock.unlock();
+    }
+    co_return error;
   }
-  int error = co_await write_cached(cache, lane, file, offset, data.data(), bytes);
-  if (error != 0) {
-    file.lock.lock();
-    file.surplus.soiled = true;
-    file.lock.unlock();
+  co_return co_await write_through(cache, lane, file, {write.offset, data.data(), bytes, write.holds_pages});
+}
+
+}  // namespace
+
+Task<int> write_file(PageCache& cache, Lane& lane, File& file, Write& write) {
+  for (;;) {
+    AtEnd at_end(file);
+    int error = 0;
+    if (grows_shared(file, write)) error = co_await at_end.claim(cache, lane, write.holds_pages);
+    if (error == 0) error = co_await enter_writer(lane, file);
+    if (error != 0) co_return error;
+    Writing writing(file);  // before the mode is looked at: whoever takes it away waits for the writers within
+    if (grows_shared(file, write) && !at_end.claimed()) continue;  // shared, or cut, meanwhile
+    co_return co_await write_entered(cache, lane, file, write);
   }
-  co_return error;
 }
 
 Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size) {
-  co_await enter_writer(lane, file);
-  Writing writing(file);
-  if (is_void(file)) co_return EIO;
-  file.lock.lock();
-  file.surplus.from = std::max(file.surplus.from, end_of_page(offset + bytes));
-  file.lock.unlock();
-  int error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
-  if (error != 0) co_return error;
-  if (!keep_size && offset + bytes > file.size.load()) {
+  uint64_t end = offset + bytes;
+  auto grows = [&] { return !keep_size && end > file.size.load(); };
+  for (;;) {
+    AtEnd at_end(file);
+    int error = 0;
+    if (grows() && file.mode.load() == Delegation::shared) error = co_await at_end.claim(cache, lane, false);
+    if (error == 0) error = co_await enter_writer(lane, file);
+    if (error != 0) co_return error;
+    Writing writing(file);
+    if (is_void(file)) co_return EIO;
     bool shared = file.mode.load() == Delegation::shared;
-    error = shared ? co_await extend_through(cache, lane, file, offset + bytes)
-                   : co_await extend_size(cache, lane, file, offset + bytes);
+    if (shared && grows() && !at_end.claimed()) continue;
+    file.lock.lock();
+    file.surplus.from = std::max(file.surplus.from, end_of_page(end));
+    file.lock.unlock();
+    error = co_await ensure_room(cache, lane, file, offset, end);
+    if (error != 0) co_return error;
+    if (grows()) {
+      error = shared ? co_await extend_through(cache, lane, file, end) : co_await extend_size(cache, lane, file, end);
+    }
+    file.lock.lock();
+    touch_locked(file);
+    file.lock.unlock();
+    co_return error;
   }
-  file.lock.lock();
-  touch_locked(file);
-  file.lock.unlock();
-  co_return error;
 }
 
 }  // namespace extmem::cache

@@ -18,8 +18,9 @@ void set_record_locked(File& file, const extent::FileAttributes& attributes, ext
 
 std::vector<uint8_t> record_of(File& file);
 
-/// Shared mode: how long the manager says that the file is, after a write of ours or somebody else's.
-void set_shared_size(File& file, uint64_t size);
+/// Before somebody writes who may not leave it set-user-ID (inode(7)): what goes through the kernel's cache it sees to
+/// itself. A positive errno.
+Task<int> drop_privileges(PageCache& cache, Lane& lane, File& file);
 
 /// fsync, and close after writes: data at the appliances, the record beside the first region and with the manager; with
 /// the manager dead (ENOTCONN) the one beside the region must do. 0 or EIO. owner: lock owner at close.
@@ -33,13 +34,22 @@ Task<int> begin_cut(PageCache& cache, Lane& lane, File& file, uint64_t offset, u
 /// zeroed here, unless the manager has done that (edges_zeroed).
 Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint8_t> record, bool edges_zeroed);
 
+inline constexpr uint64_t kMaxFileBytes = uint64_t{UINT32_MAX} * kPageBytes;
+
 /// What an application writes may make the file longer. A page that a mapping dirtied and that the kernel writes back
 /// never does: what lies beyond the end was cut off meanwhile, here or by another mount.
 enum class Origin : uint8_t { application, mapping };
 
+struct Write {
+  uint64_t offset;
+  std::span<const std::byte> data;
+  Origin origin = Origin::application;
+  bool appends = false;      ///< O_APPEND: goes where the end is then; `offset` becomes that
+  bool holds_pages = false;  ///< the kernel may hold pages locked until this is answered
+};
+
 /// As the file's mode is: into the cache, or through to the appliances. 0 or an errno.
-Task<int> write_file(PageCache& cache, Lane& lane, File& file, uint64_t offset, std::span<const std::byte> data,
-                     Origin origin);
+Task<int> write_file(PageCache& cache, Lane& lane, File& file, Write& write);
 
 /// Room for a range, without writing (fallocate). keep_size as FALLOC_FL_KEEP_SIZE. 0 or an errno.
 Task<int> allocate_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool keep_size);

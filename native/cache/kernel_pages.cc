@@ -111,6 +111,13 @@ std::optional<KernelPages::Taken> KernelPages::take_oldest() {
   }
 }
 
+bool KernelPages::any_marked() {
+  queue_lock_.lock();
+  bool any = oldest_ != nullptr;
+  queue_lock_.unlock();
+  return any;
+}
+
 /// Answers how many were marked. A chunk in which nothing is left leaves the queue.
 uint32_t KernelPages::clear_locked(Chunk& chunk, uint32_t first, uint32_t last) {
   uint32_t cleared = 0;

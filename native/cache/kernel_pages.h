@@ -75,6 +75,8 @@ class KernelPages {
   Taken take(uint64_t node, uint32_t first, uint32_t last);
   /// What has been there longest; nothing when nothing is there.
   std::optional<Taken> take_oldest();
+  /// Whether take_oldest() has anything to take.
+  bool any_marked();
   /// The kernel has dropped it.
   void settle(const Taken& taken) { pages_.fetch_sub(taken.pages, std::memory_order_relaxed); }
 

@@ -48,6 +48,7 @@ TEST_CASE("what was given first is taken first, across files and once") {
   }
   CHECK(order == std::vector<std::pair<uint64_t, uint32_t>>{{1, 3}, {2, 1}, {1, 0}});
   CHECK(pages.pages() == 0);
+  CHECK_FALSE(pages.any_marked());
 }
 
 TEST_CASE("an inode that the kernel forgets takes its pages along, once nobody has it open") {

@@ -257,6 +257,8 @@ uint32_t PageCache::drop_clean(File& file, uint32_t first, uint32_t last) {
   uint32_t dropped = 0;
   file.lock.lock();
   file.for_each_page(first, last, [&](uint32_t page, uint32_t frame) {
+    // What is being read just now may be old.
+    if (frames_[frame].state == PageState::filling) frames_[frame].flags.fetch_or(Frame::kStale);
     if (frames_[frame].state != PageState::clean) return;
     drop_locked(file, page, frame);
     ++dropped;

@@ -107,7 +107,8 @@ class Run {
     for (auto& byte : data) byte = static_cast<std::byte>(random_());
     model_.write(offset, data);
     done_.push_back({"write", offset, offset + bytes});
-    CHECK(co_await write_file(cache_, lane_, *file_, offset, data, Origin::application) == 0);
+    Write write{offset, data};
+    CHECK(co_await write_file(cache_, lane_, *file_, write) == 0);
     CHECK(file_->size.load() == model_.bytes.size());
     co_return 0;
   }

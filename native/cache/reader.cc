@@ -111,6 +111,7 @@ uint32_t take_spare_frames(PageCache& cache, Lane& lane, File& file, uint32_t fi
 }
 
 Task<int> run_fill(PageCache& cache, Lane& lane, File& file, FillPlan& plan) {
+  ReadInFlight reading(file);
   int error = 0;
   std::array<iovec, kRequestPages> segments;
   for (uint32_t at = 0; at < plan.page_count;) {

@@ -12,6 +12,12 @@ namespace {
 /// Between two looks at a void file. It is void for some milliseconds, once in the life of a mount if at all.
 constexpr uint64_t kLookNs = 2'000'000;
 
+/// What the manager had arranged with the client that this mount was.
+void forget_turns_locked(File& file) {
+  file.paused = file.refused = false;
+  file.end.ours = false;
+}
+
 }  // namespace
 
 void make_void(File& file) {
@@ -21,6 +27,7 @@ void make_void(File& file) {
                    (file.mode.load() == Delegation::write && change != file.committed_change);
   file.mode.store(Delegation::none);
   file.refuses_mapped.store(true);
+  forget_turns_locked(file);
   file.committed_change = change;  // settle_void finds out by it whether more was written since
   if (unwritten) file.error_sequence.fetch_add(1);
   file.wake(0, UINT32_MAX);
@@ -53,6 +60,7 @@ int renew_file(PageCache& cache, File& file, Delegation mode, std::span<const ui
   });
   set_record_locked(file, attributes, std::move(extents));
   file.read_ahead.reset();
+  forget_turns_locked(file);  // one that was being paused while it became void
   file.mode.store(mode);
   file.wake(0, UINT32_MAX);
   file.lock.unlock();

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cache/flusher.h"
+#include "cache/shared_turns.h"
 #include "cache/transfer.h"
 #include "cache/writer.h"
 
@@ -27,11 +28,11 @@ Task<int> settle(PageCache& cache, Lane& lane, File& file) {
   co_return 0;
 }
 
-/// The manager learns that a range was written, and has told the other holders when this is answered.
-Task<int> tell_written(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes) {
+/// The manager learns that a range was written, and has told the other holders when this is answered. Then the file is
+/// longer, not before.
+Task<int> tell_written(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t bytes, bool holds_pages) {
   file.lock.lock();
   touch_locked(file);
-  if (offset + bytes > file.size.load()) file.size.store(offset + bytes);
   uint64_t mtime = file.attributes.mtime_ns;
   file.lock.unlock();
   extent::ControlCall call(cache.control_plane(), lane.reactor);
@@ -40,15 +41,19 @@ Task<int> tell_written(PageCache& cache, Lane& lane, File& file, uint64_t offset
   call.offset = offset;
   call.bytes = bytes;
   call.mtime_ns = mtime;
-  co_return co_await call;
+  call.holds_pages = holds_pages;
+  int error = co_await call;
+  if (error == 0) grow_shared_size(file, offset + bytes);
+  co_return error;
 }
 
-/// Beyond the old end of file a page may hold bytes of an earlier, longer life of the file: zeroes them, up to `end`.
+/// Beyond the end a page may hold bytes of an earlier, longer life of the file: zeroes them, up to `end`. Nobody else
+/// makes the file longer meanwhile, so that they are nobody's.
 Task<int> zero_beyond_end(Lane& lane, File& file, uint64_t end) {
-  uint64_t old_size = file.size.load();
-  if (end <= old_size || old_size % kPageBytes == 0) co_return 0;
-  auto gap = static_cast<uint32_t>(std::min<uint64_t>(end - old_size, kPageBytes - old_size % kPageBytes));
-  co_return co_await zero_through(lane, file, old_size, gap);
+  uint64_t size = file.size.load();
+  if (end <= size || size % kPageBytes == 0) co_return 0;
+  auto gap = static_cast<uint32_t>(std::min<uint64_t>(end - size, kPageBytes - size % kPageBytes));
+  co_return co_await zero_through(lane, file, size, gap);
 }
 
 }  // namespace
@@ -57,6 +62,7 @@ Task<int> read_through(PageCache& cache, Lane& lane, File& file, uint64_t offset
   lane.counters.add(lane.counters.shared_reads);
   int error = co_await settle(cache, lane, file);
   if (error != 0) co_return error;
+  ReadInFlight reading(file);
   co_return co_await transfer(lane, file, fabric::Op::read, offset, data, bytes);
 }
 
@@ -69,26 +75,27 @@ Task<int> zero_through(Lane& lane, File& file, uint64_t offset, uint32_t bytes) 
   co_return co_await transfer(lane, file, fabric::Op::write, offset, zeros, bytes);
 }
 
-Task<int> write_through(PageCache& cache, Lane& lane, File& file, uint64_t offset, const std::byte* data,
-                        uint32_t bytes) {
+Task<int> write_through(PageCache& cache, Lane& lane, File& file, ThroughWrite write) {
   lane.counters.add(lane.counters.shared_writes);
+  auto [offset, data, bytes, holds_pages] = write;
+  bool grows = offset + bytes > file.size.load();
   int error = co_await settle(cache, lane, file);
   if (error == 0) error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
   if (error != 0) co_return error;
-  error = co_await zero_beyond_end(lane, file, offset);
-  if (error != 0) co_return error;
-  error = co_await transfer(lane, file, fabric::Op::write, offset, const_cast<std::byte*>(data), bytes);
-  if (error != 0) co_return error;
-  co_return co_await tell_written(cache, lane, file, offset, bytes);
+  if (grows) error = co_await zero_beyond_end(lane, file, offset);
+  if (error == 0) error = co_await transfer(lane, file, fabric::Op::write, offset, const_cast<std::byte*>(data), bytes);
+  if (error == 0) error = co_await tell_written(cache, lane, file, offset, bytes, holds_pages);
+  if (error != 0 && grows) co_await give_up_end(cache, lane, file);
+  co_return error;
 }
 
 Task<int> extend_through(PageCache& cache, Lane& lane, File& file, uint64_t new_size) {
-  uint64_t old_size = file.size.load();
-  if (new_size <= old_size) co_return 0;
+  uint64_t size = file.size.load();
+  if (new_size <= size) co_return 0;
   int error = co_await settle(cache, lane, file);
   if (error == 0) error = co_await zero_beyond_end(lane, file, new_size);
   if (error != 0) co_return error;
-  co_return co_await tell_written(cache, lane, file, old_size, new_size - old_size);
+  co_return co_await tell_written(cache, lane, file, size, new_size - size, false);
 }
 
 }  // namespace extmem::cache

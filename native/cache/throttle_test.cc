@@ -29,11 +29,12 @@ Detached write_back(PageCache& cache, Lane& lane, File& file) { co_await flush_f
 /// write back, and what is on its way arrives only if the reactor goes on.
 Detached write_thrice(PageCache& cache, Lane& lane, File& file, Progress& progress) {
   std::vector<std::byte> page(kPageBytes / 2, std::byte{1});  // half a page: through the cache in any case
-  progress.error = co_await write_file(cache, lane, file, 0, page, Origin::application);
+  Write write{0, page};
+  progress.error = co_await write_file(cache, lane, file, write);
   write_back(cache, lane, file);
-  if (progress.error == 0) progress.error = co_await write_file(cache, lane, file, 0, page, Origin::application);
+  if (progress.error == 0) progress.error = co_await write_file(cache, lane, file, write);
   note_turn(lane.reactor, progress);
-  if (progress.error == 0) progress.error = co_await write_file(cache, lane, file, 0, page, Origin::application);
+  if (progress.error == 0) progress.error = co_await write_file(cache, lane, file, write);
   progress.turned_before_write = progress.reactor_turned;
   co_await flush_file(cache, lane, file);
   lane.reactor.stop();

@@ -163,14 +163,15 @@ Task<int> enter_writer(Lane& lane, File& file) {
   for (;;) {
     PageWaiter waiter(lane.reactor, 0, UINT32_MAX);
     file.lock.lock();
-    bool cut = file.cut.pending;
-    if (cut) {
+    bool refused = file.refused;
+    bool wait = !refused && (file.cut.pending || file.paused);
+    if (wait) {
       file.enlist(waiter);
-    } else {
+    } else if (!refused) {
       file.active_writers.fetch_add(1);
     }
     file.lock.unlock();
-    if (!cut) co_return 0;
+    if (!wait) co_return refused ? EIO : 0;
     co_await waiter;
   }
 }
@@ -178,7 +179,7 @@ Task<int> enter_writer(Lane& lane, File& file) {
 void leave_writer(File& file) {
   file.lock.lock();
   bool last = file.active_writers.fetch_sub(1) == 1;
-  if (last && file.cut.pending) file.wake(0, UINT32_MAX);
+  if (last && (file.cut.pending || file.paused)) file.wake(0, UINT32_MAX);
   file.lock.unlock();
 }
 

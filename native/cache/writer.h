@@ -6,8 +6,8 @@
 
 namespace extmem::cache {
 
-/// Whoever writes, grows or allocates is a writer from here on, until it leaves; waits while a cut is under way.
-/// Answers 0.
+/// Whoever writes, grows or allocates is a writer from here on, until it leaves; waits while a cut is under way, or the
+/// writers are paused. 0, or EIO: the manager is away, and what it did to the file is not known.
 Task<int> enter_writer(Lane& lane, File& file);
 void leave_writer(File& file);
 

@@ -13,7 +13,9 @@ namespace extmem::extent {
 
 /// One question; `co_await call` resumes on the same reactor when it was answered. Lives in the asker's frame.
 struct ControlCall final : Message {
-  enum class Kind : uint8_t { commit, provision, extend, wrote };
+  /// claim_end: nobody else may make the shared file longer; give_up_end: what was written behind its end does not
+  /// count; drop_privileges: whoever writes may not leave it set-user-ID or set-group-ID.
+  enum class Kind : uint8_t { commit, provision, extend, wrote, claim_end, give_up_end, drop_privileges };
 
   Kind kind = Kind::commit;
   uint64_t node = 0;
@@ -22,6 +24,7 @@ struct ControlCall final : Message {
   uint64_t mtime_ns = 0;        ///< wrote
   uint64_t lock_owner = 0;      ///< commit at close: whose POSIX locks go
   bool closing = false;         ///< commit at close
+  bool holds_pages = false;     ///< wrote, claim_end: the kernel may hold pages locked until the write is answered
   std::vector<uint8_t> record;  ///< commit and extend: ours; when answered, extend: the manager's
 
   int error = 0;  ///< the answer, a positive errno

@@ -29,8 +29,6 @@ using cache::File;
 using cache::Handle;
 using cache::PinnedPages;
 
-constexpr uint64_t kMaxFileBytes = uint64_t{UINT32_MAX} * cache::kPageBytes;
-
 /// The kernel gives back what openHandle answered; TypeScript closes it after the kernel's last use of it.
 Handle& handle_of(uint64_t fh) { return *reinterpret_cast<Handle*>(fh); }
 
@@ -72,6 +70,9 @@ Task<int> hold_back(Worker& worker, const File& file, uint64_t offset, uint32_t 
     co_await Sleep(worker.reactor(), kTurnNs);
   co_return 0;
 }
+
+/// Whether the kernel's page cache takes part in what goes through the handle.
+bool kernel_keeps(const Handle& handle, uint32_t flags) { return !handle.direct && (flags & O_DIRECT) == 0; }
 
 /// Answers whether the kernel has too much now.
 bool give_kernel(Worker& worker, Handle& handle, uint64_t offset, uint32_t bytes) {
@@ -190,6 +191,43 @@ Detached serve_beyond_end(Worker& worker, Ticket ticket, File& file) {
   worker.reply(ticket, nullptr, 0);
 }
 
+/// co_await: the kernel drops its pages of a range. Never from a request that it may hold pages locked for.
+class KernelDrop final : public Message {
+ public:
+  KernelDrop(Worker& worker, uint64_t node, uint64_t offset, uint64_t bytes)
+      : worker_(worker), node_(node), offset_(offset), bytes_(bytes) {}
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> handle) {
+    handle_ = handle;
+    worker_.session().notifier().invalidate_inode(node_, static_cast<int64_t>(offset_), static_cast<int64_t>(bytes_),
+                                                  [this](int) { worker_.reactor().post(*this); });
+  }
+  void await_resume() const noexcept {}
+  void run() override { handle_.resume(); }
+
+ private:
+  Worker& worker_;
+  uint64_t node_, offset_, bytes_;
+  std::coroutine_handle<> handle_;
+};
+
+/// An append went where the end is, which the kernel may believe elsewhere: it must not keep what it has of either
+/// place. Of a handle that it does not keep pages for (direct) before it is answered; else it keeps a page locked till
+/// then.
+Task<int> drop_appended(Worker& worker, const Handle& handle, uint64_t believed, const cache::Write& write) {
+  bool elsewhere = believed != write.offset;
+  bool shared = handle.file->mode.load() == Delegation::shared;
+  uint64_t from = std::min(believed, write.offset);
+  uint64_t bytes = std::max(believed, write.offset) + write.data.size() - from;
+  if (handle.direct && (elsewhere || shared || !worker.session().kernel_drops_written())) {
+    co_await KernelDrop(worker, handle.file->node, from, bytes);
+  } else if (elsewhere) {
+    worker.session().notifier().invalidate_inode(handle.file->node, static_cast<int64_t>(from),
+                                                 static_cast<int64_t>(bytes), [](int) {});
+  }
+  co_return 0;
+}
+
 /// An operation that a fence of this mount has spoilt or kept from beginning: anew, once the file is held again.
 template <typename Operate>
 Task<int> again_when_held(cache::PageCache& cache, cache::Lane& lane, const Handle& handle, Operate operate) {
@@ -213,14 +251,20 @@ Detached serve_write(Worker& worker, Ticket ticket, const Handle& handle, fuse_w
   FileUse use(cache, file);
   if (too_much) co_await hold_back(worker, file, in.offset, in.size);
   bool mapped = (in.write_flags & FUSE_WRITE_CACHE) != 0;
-  auto origin = mapped ? cache::Origin::mapping : cache::Origin::application;
-  auto write = [&] { return cache::write_file(cache, worker.lane(), file, in.offset, {data, in.size}, origin); };
+  cache::Write write{in.offset, {data, in.size}, mapped ? cache::Origin::mapping : cache::Origin::application};
+  write.appends = !mapped && (in.flags & O_APPEND) != 0;
+  write.holds_pages = mapped || !handle.direct;
+  auto put = [&] { return cache::write_file(cache, worker.lane(), file, write); };
+  bool privileged = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && file.privileged.load();
+  int refused = privileged ? co_await cache::drop_privileges(cache, worker.lane(), file) : 0;
+  if (refused != 0) co_return worker.reply_error(ticket, refused);
   // What the kernel brings of mappings may have been stored before a fence: it is not to replace what others wrote
   // since, and msync says so. It cannot wait either: the notice that takes these pages away waits for it.
   int error = EIO;
-  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) error = co_await write();
+  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) error = co_await put();
   if (error != 0 && !mapped && may_try_again(cache, handle))
-    error = co_await again_when_held(cache, worker.lane(), handle, write);
+    error = co_await again_when_held(cache, worker.lane(), handle, put);
+  if (error == 0 && write.appends) error = co_await drop_appended(worker, handle, in.offset, write);
   if (error != 0) {
     worker.reply_error(ticket, error);
   } else {
@@ -338,7 +382,7 @@ void handle_read(Worker& worker, Request& request) {
   if (in.size == 0) return worker.reply(ticket, nullptr, 0);
   auto bytes = static_cast<uint32_t>(std::min<uint64_t>({in.size, size - in.offset, kMaxWriteBytes}));
   worker.counters.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
-  if ((in.flags & O_DIRECT) == 0 && give_kernel(worker, handle, in.offset, bytes)) {
+  if (kernel_keeps(handle, in.flags) && give_kernel(worker, handle, in.offset, bytes)) {
     serve_held_back(worker, ticket, handle, in, bytes, std::move(request.buffer));
   } else {
     answer_read(worker, ticket, handle, in, bytes, request.buffer);
@@ -349,12 +393,12 @@ void handle_write(Worker& worker, Request& request) {
   fuse_write_in in = request.as<fuse_write_in>();
   Ticket ticket = request.ticket;
   if (request.payload.size() < in.size || in.size > kMaxWriteBytes) return worker.reply_error(ticket, EINVAL);
-  if (in.offset > kMaxFileBytes - in.size) return worker.reply_error(ticket, EFBIG);
+  if (in.offset > cache::kMaxFileBytes - in.size) return worker.reply_error(ticket, EFBIG);
   worker.counters.writes.fetch_add(1, std::memory_order_relaxed);
   worker.counters.write_bytes.fetch_add(in.size, std::memory_order_relaxed);
   Handle& handle = handle_of(in.fh);
-  // What a mapping has dirtied was given before. With O_DIRECT the kernel keeps nothing.
-  bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && (in.flags & O_DIRECT) == 0 && in.size > 0;
+  // What a mapping has dirtied was given before.
+  bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && kernel_keeps(handle, in.flags) && in.size > 0;
   bool too_much = kept && give_kernel(worker, handle, in.offset, in.size);
   serve_write(worker, ticket, handle, in, request.payload.data(), std::move(request.buffer), too_much);
 }
@@ -374,7 +418,7 @@ void handle_fsync(Worker& worker, Request& request) {
 void handle_fallocate(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_fallocate_in>();
   if ((in.mode & ~static_cast<uint32_t>(FALLOC_FL_KEEP_SIZE)) != 0) return handle_control(worker, request);
-  if (in.length == 0 || in.offset > kMaxFileBytes - in.length) return worker.reply_error(request.ticket, EFBIG);
+  if (in.length == 0 || in.offset > cache::kMaxFileBytes - in.length) return worker.reply_error(request.ticket, EFBIG);
   serve_allocate(worker, request.ticket, handle_of(in.fh), in);
 }
 

@@ -25,6 +25,11 @@ constexpr uint64_t kWantedFlags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMI
                                   FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
                                   FUSE_EXPLICIT_INVAL_DATA;
 
+/// Of flags2; younger than many headers.
+constexpr uint64_t kDirectIoAllowMmap = 1ull << 36;
+/// Linux 6.14; before 6.13 they were dropped only before the write.
+constexpr uint32_t kDropsWrittenMinor = 42;
+
 }  // namespace
 
 Handshake shake_hands(int fd, bool offer_uring) {
@@ -45,7 +50,8 @@ Handshake shake_hands(int fd, bool offer_uring) {
   bool extended = (in.flags & FUSE_INIT_EXT) != 0;
   uint64_t offered = in.flags | (extended ? static_cast<uint64_t>(in.flags2) << 32 : 0);
   bool uring = offer_uring && (offered & FUSE_OVER_IO_URING) != 0;
-  uint64_t taken = (offered & kWantedFlags) | (uring ? FUSE_INIT_EXT | FUSE_OVER_IO_URING : 0);
+  uint64_t extensions = (offered & kDirectIoAllowMmap) | (uring ? FUSE_OVER_IO_URING : 0);
+  uint64_t taken = (offered & kWantedFlags) | extensions | (extensions != 0 ? FUSE_INIT_EXT : 0);
   fuse_init_out out{};
   out.major = FUSE_KERNEL_VERSION;
   out.minor = FUSE_KERNEL_MINOR_VERSION;
@@ -60,7 +66,10 @@ Handshake shake_hands(int fd, bool offer_uring) {
   fuse_out_header reply{sizeof reply + sizeof out, 0, header.unique};
   iovec segments[2] = {{&reply, sizeof reply}, {&out, sizeof out}};
   if (writev(fd, segments, 2) < 0) return {.error = std::string("the kernel refused our INIT: ") + strerror(errno)};
-  return {.error = "", .uring = uring};
+  return {.error = "",
+          .uring = uring,
+          .maps_direct = (taken & kDirectIoAllowMmap) != 0,
+          .drops_written = in.minor >= kDropsWrittenMinor};
 }
 
 }  // namespace extmem::fuse

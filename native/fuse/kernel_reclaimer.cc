@@ -36,8 +36,9 @@ void KernelReclaimer::begin() {
 void KernelReclaimer::next() {
   auto taken = pages_.pages() > low() ? pages_.take_oldest() : std::nullopt;
   if (!taken) {
-    running_.store(false);
-    look();  // who gave meanwhile saw us running
+    running_.exchange(false);  // reads what they set, who gave meanwhile and saw us running
+    // Too many, and none marked: others are having them dropped. There is nothing to look for until more is given.
+    if (pages_.any_marked()) look();
     return;
   }
   lock_.lock();

@@ -79,7 +79,7 @@ Session::~Session() {
 
 MountResult Session::start() {
   // The thread that answers control requests, and those made from here on: as the reactors (worker.cc). Root only.
-  prctl(PR_SET_IO_FLUSHER, 1);
+  prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
   Rings rings;
   if (options_.uring != UringUse::never) rings = make_rings();
   if (rings.empty() && options_.uring == UringUse::always) return {-1, "EOPNOTSUPP", uring_refused_};
@@ -109,6 +109,8 @@ MountResult Session::begin(Rings rings) {
   if (mounted.fd < 0) return mounted;
   device_fd_ = mounted.fd;
   Handshake handshake = shake_hands(device_fd_, !rings.empty());
+  kernel_maps_direct_ = handshake.maps_direct;
+  kernel_drops_written_ = handshake.drops_written;
   if (!rings.empty() && handshake.error.empty() && !handshake.uring) {
     uring_refused_ = "the kernel does not offer FUSE over io_uring";
     if (options_.uring == UringUse::always) handshake.error = uring_refused_;

@@ -45,6 +45,9 @@ class Session {
   const char* kind() const { return over_uring_ ? "io_uring" : "/dev/fuse"; }
   /// Why io_uring is not used although it was wanted (automatic); empty: it is, or was not to be had here.
   const std::string& uring_refused() const { return uring_refused_; }
+  /// As the kernel is: see Handshake.
+  bool kernel_maps_direct() const { return kernel_maps_direct_; }
+  bool kernel_drops_written() const { return kernel_drops_written_; }
   /// Any thread. False: no such request (answered already).
   bool reply(uint64_t id, int error, std::span<const uint8_t> body);
   /// Any thread: runs the job on the worker that looks after this node.
@@ -94,6 +97,8 @@ class Session {
   std::unique_ptr<KernelReclaimer> reclaimer_;
   int device_fd_ = -1;
   bool over_uring_ = false;
+  bool kernel_maps_direct_ = false;
+  bool kernel_drops_written_ = false;
   std::string uring_refused_;
   std::atomic<bool> ended_{false};
   std::mutex pending_lock_;  // guards the two below; control path only

@@ -25,7 +25,7 @@ std::future<int> Worker::start() {
   std::future<int> outcome = opened.get_future();
   thread_ = std::thread([this, opened = std::move(opened)]() mutable {
     prctl(PR_SET_NAME, "extmem-fuse");
-    prctl(PR_SET_IO_FLUSHER, 1);  // we must make progress when memory is short because of our own mount; root only
+    prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);  // progress where our own mount took the memory; root only
     opened.set_value(open_channels());
     reactor_.run();
     for (auto& channel : channels_) channel->close();

@@ -153,9 +153,10 @@ export const clientOperations = {
   lookup: operation(Type.Object({ parent: Id, name: Name }), Type.Object({ attr: Type.Optional(Attr), cacheable: Type.Boolean() })),
   getattr: operation(Type.Object({ ino: Id }), Type.Object({ attr: Attr, cacheable: Type.Boolean() })),
   /** With `size`: others' caches are recalled first; `record` is the caller's current one if it holds the write delegation. Then
-   *  it zeroes the page that the new end is in; else the manager has done that (edgesZeroed). */
+   *  it zeroes the page that the new end is in; else the manager has done that (edgesZeroed). EAGAIN: whether it holds the write
+   *  delegation has just changed. onlyGrow: a size below the present one changes nothing. */
   setattr: operation(
-    Type.Object({ ino: Id, set: SetAttr, record: Type.Optional(Blob) }),
+    Type.Object({ ino: Id, set: SetAttr, record: Type.Optional(Blob), onlyGrow: Type.Optional(Type.Boolean()) }),
     Type.Object({ attr: Attr, record: Type.Optional(Blob), edgesZeroed: Type.Optional(Type.Boolean()) }),
   ),
   readlink: operation(Type.Object({ ino: Id }), Type.Object({ target: Type.String() })),
@@ -231,8 +232,21 @@ export const clientOperations = {
     Type.Object({ ino: Id, record: Blob }),
     Type.Object({ record: Blob, regions: Type.Array(RegionGrant), unused: Type.Array(RegionPiece) }),
   ),
-  /** Shared mode: this range was just written; answered when all other holders have dropped it from their caches. */
-  wrote: operation(Type.Object({ ino: Id, offset: Bytes, length: Bytes, mtime: Time }), Type.Object({ attr: Attr })),
+  /** Shared mode: this range was just written; answered when all other holders have dropped it from their caches, and only then is
+   *  the file longer. Beyond the end only whoever has claimed it may write. holdsPages: the caller's kernel may hold pages of the
+   *  file locked until this is answered, so that nobody waits for it to drop them. */
+  wrote: operation(
+    Type.Object({ ino: Id, offset: Bytes, length: Bytes, mtime: Time, holdsPages: Type.Optional(Type.Boolean()) }),
+    Type.Object({ attr: Attr }),
+  ),
+  /** Shared mode: nobody else makes the file longer until the caller answers yieldEnd. Answers how long it is. unclean: the caller
+   *  has written behind the end before, and not told. */
+  claimEnd: operation(
+    Type.Object({ ino: Id, unclean: Type.Boolean(), holdsPages: Type.Boolean() }),
+    Type.Object({ attr: Attr, record: Type.Optional(Blob) }),
+  ),
+  /** Shared mode: making the file longer failed half way. What was written behind its end is cleared away before it gets longer. */
+  giveUpEnd: operation(Type.Object({ ino: Id }), Empty),
 
   /** More room to carve files from: regions of this client's own, spread over the appliances (or these only). ENOSPC when there is none at all. */
   provision: operation(
@@ -269,11 +283,23 @@ export const clientPushes = {
   attributes: operation(Type.Object({ ino: Id }), Type.Object({ record: Type.Optional(Blob) })),
   /** Drop cached names (also in the kernel). Answered when done. */
   invalidateEntries: operation(Type.Object({ entries: Type.Array(Type.Object({ parent: Id, name: Name })) }), Empty),
-  /** Drop cached attributes, and data of the range when length > 0 (length -1: to the end). attr: the new ones. */
+  /** Drop cached attributes, and data of the range when length > 0 (length -1: to the end). attr: the new ones. cut: what the record
+   *  no longer has is used again once this is answered: no read there may go on. Writers go on with the record. */
   invalidate: operation(
-    Type.Object({ ino: Id, offset: Bytes, length: Type.Integer(), attr: Type.Optional(Attr), record: Type.Optional(Blob) }),
+    Type.Object({
+      ino: Id,
+      offset: Bytes,
+      length: Type.Integer(),
+      attr: Type.Optional(Attr),
+      record: Type.Optional(Blob),
+      cut: Type.Optional(Type.Boolean()),
+    }),
     Empty,
   ),
+  /** Shared mode, before a cut: answered when nobody here writes to the file. They wait for `invalidate` with `cut`. */
+  pauseWriters: operation(Type.Object({ ino: Id }), Empty),
+  /** Shared mode: another client makes the file longer. Answered when nobody here does; unclean: as claimEnd's. */
+  yieldEnd: operation(Type.Object({ ino: Id }), Type.Object({ unclean: Type.Boolean() })),
   /** Pieces of this client's provision that are free again (zeroed). */
   freed: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
   /** Appliances that joined, left, or came back with another incarnation; regions that are gone for good. */

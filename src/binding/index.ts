@@ -91,7 +91,22 @@ export type Upcall =
   /** Shared mode: extents in `record` are proposed; answer with the manager's record. */
   | { kind: 'extend'; id: number; node: number; record: Buffer }
   /** Shared mode: the range was written through. */
-  | { kind: 'wrote'; id: number; node: number; offset: number; length: number; mtimeSec: number; mtimeNsec: number }
+  | {
+      kind: 'wrote';
+      id: number;
+      node: number;
+      offset: number;
+      length: number;
+      mtimeSec: number;
+      mtimeNsec: number;
+      holdsPages: boolean; // the kernel may hold pages of it locked until the write is answered
+    }
+  /** Shared mode: a writer wants to make the file longer; answered when nobody else does, and setSize has told where the end is. */
+  | { kind: 'claimEnd'; id: number; node: number; holdsPages: boolean }
+  /** Shared mode: something was written behind the end, and making the file longer failed. */
+  | { kind: 'giveUpEnd'; id: number; node: number }
+  /** Somebody without CAP_FSETID is about to write to a file that setPrivileged was told of; answered when it is that no more. */
+  | { kind: 'dropPrivileges'; id: number; node: number }
   /** The kernel ended the session (unmounted or aborted). */
   | { kind: 'ended'; errno: number };
 
@@ -109,10 +124,14 @@ export interface FileState {
 
 export interface NativeMount {
   /** Mounts (mount(2) as root, else fusermount3) and starts the reactors. Node 1 is the root. */
-  start(): { session: SessionKind; ioUringRefused: string }; // why it is /dev/fuse although 'auto' was asked for; else ''
+  start(): {
+    session: SessionKind;
+    ioUringRefused: string; // why it is /dev/fuse although 'auto' was asked for; else ''
+    mapsDirect: boolean; // files opened with FOPEN_DIRECT_IO can be mapped shared
+  };
   /** Answers a 'request'. errno 0 with the reply's bytes, or a positive errno. */
   reply(id: number, errno: number, body?: Uint8Array): void;
-  /** Answers commit, provision, extend (record), wrote. */
+  /** Answers commit, provision, extend (record), wrote, claimEnd, giveUpEnd, dropPrivileges. */
   answer(id: number, errno: number, record?: Uint8Array): void;
 
   /** The mount was fenced and is another client from now on: regions, provisions and files are void at once, and questions under
@@ -133,12 +152,14 @@ export interface NativeMount {
   record(node: number, committed: boolean): Uint8Array;
   /** Sets times of a file held for writing. */
   setTimes(node: number, mtime: [number, number] | undefined, ctime: [number, number] | undefined): void;
-  /** Shared mode: how long the file is now, by the manager. */
+  /** Shared mode: how long the file is at least, by the manager. It becomes shorter by a record of another epoch only. */
   setSize(node: number, size: number): void;
   /** Whether POSIX locks are held for it: FLUSH then makes the commit upcall although nothing changed. */
   setLocked(node: number, locked: boolean): void;
-  /** keepsKernelPages: the open is answered with keep_cache. */
-  openHandle(node: number, flags: number, keepsKernelPages: boolean): number;
+  /** Whether it is set-user-ID or set-group-ID: then what is written past the kernel's cache makes the dropPrivileges upcall first. */
+  setPrivileged(node: number, privileged: boolean): void;
+  /** How the open is answered. keepsPages: with keep_cache; direct: the kernel is told to keep nothing of what goes through it. */
+  openHandle(node: number, flags: number, kernel: { keepsPages: boolean; direct: boolean }): number;
   closeHandle(handle: number): void;
   /** What calls by this handle are answered with since breakHandles(); 0: it is good. */
   handleErrno(handle: number): number;
@@ -148,6 +169,15 @@ export interface NativeMount {
   beginCut(node: number, offset: number, length: number): Promise<void>;
   /** record: the manager's new one; absent: the cut did not happen. Partial pages at the edges are zeroed, unless the manager did that. */
   endCut(node: number, record?: Uint8Array, edgesZeroed?: boolean): Promise<void>;
+  /** Shared mode: settles when nobody writes; nobody begins before resumeWriters. Reads go on. */
+  pauseWriters(node: number): Promise<void>;
+  resumeWriters(node: number): void;
+  /** The manager went while they were paused: until resumeWriters they fail. */
+  refuseWriters(node: number): void;
+  /** Settles when all reads from regions have ended that began before. */
+  readsSettled(node: number): Promise<void>;
+  /** Shared mode: from here on whoever makes the file longer claims its end anew. */
+  yieldEnd(node: number): Promise<void>;
   /** Drops clean pages of our cache; answers how many bytes. */
   dropPages(node: number, offset: number, length: number): number;
   /** Forgets the file; dirty pages are lost (unlinked, or fenced). It must have no handles. */

@@ -1,14 +1,24 @@
 /**
- * Changes of a file's extents that only the manager may make: truncation both ways, and freeing a range. Native is kept from
- * filling or writing the range meanwhile (beginCut … endCut), so that nothing lands in memory that is somebody else's already.
+ * Changes of a file's extents that only the manager may make: truncation both ways, and freeing a range. Of a file that is held
+ * for writing native is kept from filling or writing the range meanwhile (beginCut … endCut), so that nothing lands in memory
+ * that is somebody else's already. Of a shared file the manager pauses the writers of all mounts, ours too (pushes.ts).
  */
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 import type { Attr, SetAttr } from '../base/messages.js';
 import { recordChange } from '../base/file_record.js';
 import type { NativeMount } from '../binding/index.js';
 import type { HeldFile, HeldFiles } from './held_files.js';
 import type { Manager } from './manager.js';
 import type { KnownRegions } from './regions.js';
+
+/** Each failed attempt means that the delegation has changed once more. */
+const MAX_ATTEMPTS = 20;
+
+interface Answered {
+  attr?: Attr;
+  record?: Uint8Array | undefined;
+  edgesZeroed?: boolean | undefined;
+}
 
 export class Cuts {
   constructor(
@@ -19,25 +29,48 @@ export class Cuts {
   ) {}
 
   /** setattr with a size, of a file that is open here or not. */
-  async resize(ino: number, set: SetAttr & { size: number }): Promise<Attr> {
-    const file = await this.settled(ino);
-    if (file === undefined) return (await this.manager.ask('setattr', { ino, set })).attr;
-    const { attr } = await this.cut(file, set.size, -1, () => this.manager.ask('setattr', { ino, set, ...this.ownRecord(file) }));
+  async resize(ino: number, set: SetAttr & { size: number }, { onlyGrow = false } = {}): Promise<Attr> {
+    const { attr } = await this.retrying(ino, (file) =>
+      this.change(file, { offset: set.size, length: -1 }, (own) =>
+        this.manager.ask('setattr', { ino, set, ...own, ...(onlyGrow ? { onlyGrow } : {}) }),
+      ),
+    );
     this.held.noteAttr(attr);
     return attr;
   }
 
   /** Frees [offset, offset+length), and zeroes what of it is not whole pages: it reads as zeros, the size stays. */
   async punch(ino: number, offset: number, length: number): Promise<void> {
-    const file = await this.settled(ino);
-    if (file === undefined) throw new ExtmemError('EBADF', `punching a hole into inode ${ino}: it is not open`);
-    await this.cut(file, offset, length, () => this.manager.ask('punch', { ino, offset, length, ...this.ownRecord(file) }));
+    await this.retrying(ino, (file) => {
+      if (file === undefined) throw new ExtmemError('EBADF', `punching a hole into inode ${ino}: it is not open`);
+      return this.change<Answered>(file, { offset, length }, (own) => this.manager.ask('punch', { ino, offset, length, ...own }));
+    });
   }
 
-  private async cut<Answer extends { attr?: Attr; record?: Uint8Array | undefined; edgesZeroed?: boolean | undefined }>(
+  /** The delegation may change while the question is on its way; then it was not done. */
+  private async retrying<Answer>(ino: number, change: (file: HeldFile | undefined) => Promise<Answer>): Promise<Answer> {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await change(await this.settled(ino));
+      } catch (error) {
+        if (codeOf(error) !== 'EAGAIN' || attempt === MAX_ATTEMPTS) throw error;
+        if (this.held.get(ino) !== undefined) await this.native.flushFile(ino);
+      }
+    }
+  }
+
+  private change<Answer extends Answered>(
+    file: HeldFile | undefined,
+    range: { offset: number; length: number },
+    ask: (own: { record?: Uint8Array }) => Promise<Answer>,
+  ): Promise<Answer> {
+    if (file === undefined || file.mode === 'shared') return ask({});
+    return this.cut(file, range, () => ask(file.mode === 'write' ? { record: this.native.record(file.ino, false) } : {}));
+  }
+
+  private async cut<Answer extends Answered>(
     file: HeldFile,
-    offset: number,
-    length: number,
+    { offset, length }: { offset: number; length: number },
     ask: () => Promise<Answer>,
   ): Promise<Answer> {
     const { ino } = file;
@@ -73,10 +106,6 @@ export class Cuts {
       });
     file.installing = settled;
     await installed;
-  }
-
-  private ownRecord(file: HeldFile): { record?: Uint8Array } {
-    return file.mode === 'write' ? { record: this.native.record(file.ino, false) } : {};
   }
 
   private async settled(ino: number): Promise<HeldFile | undefined> {

@@ -14,6 +14,7 @@ import { LRUCache } from 'lru-cache';
 import { codeOf, ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Attr, FileGrant } from '../base/messages.js';
+import { isPrivileged } from '../base/mode_bits.js';
 import type { NativeMode, NativeMount } from '../binding/index.js';
 import { recordChange } from '../base/file_record.js';
 import type { Manager } from './manager.js';
@@ -24,7 +25,10 @@ const MAX_CLOSED_CHANGES = 100_000;
 
 export type OpenMode = 'read' | 'write';
 /** Nothing is being done with a file. */
-const UNTOUCHED = { uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false } as const;
+const UNTOUCHED = {
+  ...{ uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false },
+  ...{ handingOver: false, paused: false, unclean: false },
+} as const;
 
 export interface HeldFile {
   readonly ino: number;
@@ -57,6 +61,12 @@ export interface HeldFile {
   isGone: boolean;
   /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
   soleHolder: boolean;
+  /** The recall is about to be answered: whoever wants to make the file longer asks again after that. */
+  handingOver: boolean;
+  /** The manager changes the file; its writers wait, or fail while the manager is away. */
+  paused: boolean;
+  /** Something of ours lies behind its end that the manager has not been told of. */
+  unclean: boolean;
 }
 
 export class HeldFiles {
@@ -117,6 +127,7 @@ export class HeldFiles {
   noteAttr(attr: Attr): void {
     const file = this.files.get(attr.ino);
     if (file === undefined || attr.change < file.attrChange) return;
+    if (isPrivileged(attr.mode) !== isPrivileged(file.attr.mode)) this.native.setPrivileged(attr.ino, isPrivileged(attr.mode));
     file.attr = attr;
     file.attrChange = attr.change;
     if (file.mode === 'shared') this.native.setSize(attr.ino, attr.size);
@@ -282,6 +293,7 @@ export class HeldFiles {
       return before;
     }
     this.native.putFile(attr.ino, mode, record);
+    if (isPrivileged(attr.mode)) this.native.setPrivileged(attr.ino, true);
     const closedAt = this.closedChanges.get(attr.ino);
     const file: HeldFile = {
       ino: attr.ino,
@@ -297,7 +309,6 @@ export class HeldFiles {
       recordChange: attr.change,
       isVoid: false,
       isGone: false,
-      soleHolder: false,
     };
     this.files.set(attr.ino, file);
     return file;

@@ -175,6 +175,8 @@ export class ManagerSession implements Manager {
       attributes: async (ask) => (await this.pushes).attributes(ask),
       invalidateEntries: async (ask) => (await this.pushes).invalidateEntries(ask),
       invalidate: async (ask) => (await this.pushes).invalidate(ask),
+      pauseWriters: async (ask) => (await this.pushes).pauseWriters(ask),
+      yieldEnd: async (ask) => (await this.pushes).yieldEnd(ask),
       freed: async (ask) => (await this.pushes).freed(ask),
       appliances: async (ask) => (await this.pushes).appliances(ask),
     };

@@ -107,6 +107,11 @@ export class MountClient {
     this.upcalls.answer(question);
   }
 
+  /** Before the kernel is told attributes of a file that others write: what it has cached of its end must be gone. */
+  kernelSettled(ino: number): Promise<unknown> | undefined {
+    return this.pushes.kernelSettled(ino);
+  }
+
   /** For how long the kernel may believe what it is told now. */
   validityMs(): number {
     return Math.max(0, this.manager.leaseLeftMs());
@@ -169,6 +174,7 @@ export class MountClient {
   /** What the kernel was told to believe ends with the lease at the latest; no need to wait longer than that. */
   private async dropBeliefs(): Promise<void> {
     this.locks.sessionLost();
+    this.pushes.refusePaused();
     const entries = [...this.cache.cachedEntries()];
     const inodes = [...this.cache.cachedInodes()];
     this.cache.clear();
@@ -190,6 +196,7 @@ export class MountClient {
     await this.commits.recommit();
     this.held.giveBackOwed();
     this.rejoining.renewAll(); // after a fence that the session was lost again in
+    void this.pushes.settlePaused();
     void this.reserve.spread();
   }
 

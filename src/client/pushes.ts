@@ -13,7 +13,7 @@ import type { BoundedWait } from './bounded_wait.js';
 import type { DirectoryActivity } from './directory_activity.js';
 import { isOpen, type HeldFile, type HeldFiles } from './held_files.js';
 import type { LockKeeper } from './lock_keeper.js';
-import type { ClientPushes, PushHandlers } from './manager.js';
+import type { ClientPushes, Manager, PushHandlers } from './manager.js';
 import type { KnownRegions } from './regions.js';
 import type { Reserve } from './reserve.js';
 
@@ -21,6 +21,7 @@ type PushAsk<Name extends keyof ClientPushes> = Ask<ClientPushes, Name>;
 type PushAnswer<Name extends keyof ClientPushes> = Answer<ClientPushes, Name>;
 
 export interface PushParts {
+  manager: Manager;
   native: NativeMount;
   cache: AttributeCache;
   held: HeldFiles;
@@ -37,6 +38,8 @@ const DONE: Record<string, never> = {};
 
 export class Pushes implements PushHandlers {
   private recalls = 0;
+  /** Files of which the kernel is dropping pages. */
+  private readonly dropping = new Map<number, Promise<unknown>>();
 
   constructor(private readonly parts: PushParts) {}
 
@@ -82,13 +85,14 @@ export class Pushes implements PushHandlers {
     return DONE;
   }
 
-  async invalidate({ ino, offset, length, attr, record }: PushAsk<'invalidate'>): Promise<typeof DONE> {
+  async invalidate({ ino, offset, length, attr, record, cut }: PushAsk<'invalidate'>): Promise<typeof DONE> {
     const { cache, held, native, wait } = this.parts;
     cache.invalidateAttr(ino);
     const file = held.get(ino);
     if (file !== undefined) {
       if (attr !== undefined) held.noteAttr(attr);
       if (record !== undefined) await this.takeRecord(file, record);
+      if (cut === true) await this.endPause(file, offset, length);
     }
     if (length === 0) {
       await wait.settle(native.invalidateInode(ino, -1, 0), 'attributes');
@@ -98,6 +102,62 @@ export class Pushes implements PushHandlers {
     if (file !== undefined) await this.dropKernelPages(file, offset, length);
     else await wait.settle(native.invalidateInode(ino, offset, length), 'pages');
     return DONE;
+  }
+
+  async pauseWriters({ ino }: PushAsk<'pauseWriters'>): Promise<typeof DONE> {
+    const file = this.parts.held.get(ino);
+    if (file === undefined) return DONE;
+    file.paused = true;
+    await this.parts.native.pauseWriters(ino);
+    return DONE;
+  }
+
+  async yieldEnd({ ino }: PushAsk<'yieldEnd'>): Promise<PushAnswer<'yieldEnd'>> {
+    const file = this.parts.held.get(ino);
+    if (file === undefined) return { unclean: false };
+    await this.parts.native.yieldEnd(ino);
+    const { unclean } = file;
+    file.unclean = false;
+    return { unclean };
+  }
+
+  /** The manager is away: what it did to files whose writers wait for it is not known. */
+  refusePaused(): void {
+    const { held, native } = this.parts;
+    for (const file of held.all()) if (file.paused) native.refuseWriters(file.ino);
+  }
+
+  /** It is back: its record is what it did. And it hears of what it was not told. */
+  async settlePaused(): Promise<void> {
+    const { held, manager, native, log } = this.parts;
+    const settle = async (file: HeldFile): Promise<void> => {
+      if (file.unclean) await manager.ask('giveUpEnd', { ino: file.ino });
+      file.unclean = false;
+      if (!file.paused) return;
+      await held.reacquire(file);
+      file.paused = false;
+      native.resumeWriters(file.ino);
+    };
+    const meant = [...held.all()].filter(({ paused, unclean }) => paused || unclean);
+    const ended = await Promise.allSettled(meant.map(settle));
+    for (const one of ended)
+      if (one.status === 'rejected') log.warn({ error: one.reason as unknown }, 'a shared file could not be taken up again yet');
+  }
+
+  /** What the kernel still holds locked for its writers it gives back only when they go on. */
+  private async endPause(file: HeldFile, offset: number, length: number): Promise<void> {
+    const { native, held } = this.parts;
+    const { ino } = file;
+    if (held.get(ino) !== file) return;
+    if (length !== 0) native.dropPages(ino, offset, length);
+    file.paused = false;
+    native.resumeWriters(ino);
+    await native.readsSettled(ino);
+  }
+
+  /** The kernel has dropped what it was told to, or the time for it is over; undefined: it has nothing to drop. */
+  kernelSettled(ino: number): Promise<unknown> | undefined {
+    return this.dropping.get(ino);
   }
 
   freed({ pieces }: PushAsk<'freed'>): typeof DONE {
@@ -136,11 +196,23 @@ export class Pushes implements PushHandlers {
 
   /** A file open for writing cannot keep `read`; one that is not open keeps nothing. */
   private async giveUp(file: HeldFile, to: PushAsk<'recall'>['to']): Promise<PushAnswer<'recall'>> {
+    const { native } = this.parts;
+    const wasWrite = file.mode === 'write';
+    try {
+      if (to === 'read' && file.writers === 0 && isOpen(file)) await this.downgradeToRead(file);
+      else await this.downgradeToShared(file);
+      return this.handOver(file, wasWrite);
+    } finally {
+      if (file.handingOver) {
+        file.handingOver = false;
+        native.resumeWriters(file.ino);
+      }
+    }
+  }
+
+  private handOver(file: HeldFile, wasWrite: boolean): PushAnswer<'recall'> {
     const { ino } = file;
     const { held, locks, native } = this.parts;
-    const wasWrite = file.mode === 'write';
-    if (to === 'read' && file.writers === 0 && isOpen(file)) await this.downgradeToRead(file);
-    else await this.downgradeToShared(file);
     const record = wasWrite ? native.record(ino, true) : undefined;
     file.soleHolder = false;
     const handed = locks.handOver(ino); // now, not before: a file that cannot be given up keeps its locks
@@ -183,11 +255,24 @@ export class Pushes implements PushHandlers {
     await native.flushFile(ino);
     this.checkHeld(file);
     native.dropPages(ino, 0, WHOLE_FILE);
+    if (file.writers === 0) return;
+    // Whoever writes after the answer has the manager's leave for it: none is half way.
+    file.handingOver = true;
+    await native.yieldEnd(ino);
+    await native.pauseWriters(ino);
   }
 
   private async dropKernelPages(file: HeldFile, offset: number, length: number): Promise<void> {
+    const { ino } = file;
+    const { native, wait } = this.parts;
     file.kernelPagesValid = false;
-    await this.parts.wait.settle(this.parts.native.invalidateInode(file.ino, offset, length), 'pages');
+    const dropped: Promise<unknown> = Promise.all([
+      this.dropping.get(ino),
+      wait.settle(native.invalidateInode(ino, offset, length), 'pages'),
+    ]);
+    this.dropping.set(ino, dropped);
+    await dropped;
+    if (this.dropping.get(ino) === dropped) this.dropping.delete(ino);
   }
 
   private async takeRecord(file: HeldFile, record: Uint8Array): Promise<void> {

@@ -5,6 +5,7 @@
 import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { decodeRecord, encodeRecord, mergeExtents, recordChange } from '../base/file_record.js';
+import { withoutPrivileges } from '../base/mode_bits.js';
 import type { NativeMount, Upcall } from '../binding/index.js';
 import type { AttributeCache } from './attribute_cache.js';
 import type { Commits } from './commits.js';
@@ -14,7 +15,7 @@ import type { Manager } from './manager.js';
 import type { KnownRegions } from './regions.js';
 import type { Reserve } from './reserve.js';
 
-export type Question = Extract<Upcall, { kind: 'commit' | 'provision' | 'extend' | 'wrote' }>;
+export type Question = Extract<Upcall, { kind: 'commit' | 'provision' | 'extend' | 'wrote' | 'claimEnd' | 'giveUpEnd' | 'dropPrivileges' }>;
 type Asked<Kind extends Question['kind']> = Extract<Question, { kind: Kind }>;
 
 export interface UpcallParts {
@@ -58,6 +59,12 @@ export class Upcalls {
         return this.extend(question);
       case 'wrote':
         return this.wrote(question);
+      case 'claimEnd':
+        return this.claimEnd(question);
+      case 'giveUpEnd':
+        return this.giveUpEnd(question);
+      case 'dropPrivileges':
+        return this.dropPrivileges(question);
     }
   }
 
@@ -97,12 +104,49 @@ export class Upcalls {
     return merged;
   }
 
-  private async wrote({ node, offset, length, mtimeSec, mtimeNsec }: Asked<'wrote'>): Promise<undefined> {
+  private async wrote({ node, offset, length, mtimeSec, mtimeNsec, holdsPages }: Asked<'wrote'>): Promise<undefined> {
     const { held, manager, cache } = this.parts;
     const file = held.get(node);
     if (file?.soleHolder === true) return;
-    const { attr } = await manager.ask('wrote', { ino: node, offset, length, mtime: [mtimeSec, mtimeNsec] });
+    const { attr } = await manager.ask('wrote', { ino: node, offset, length, mtime: [mtimeSec, mtimeNsec], holdsPages });
     held.noteAttr(attr);
     cache.dropAttr(node);
+  }
+
+  private async claimEnd({ node, holdsPages }: Asked<'claimEnd'>): Promise<undefined> {
+    const { held, manager, native, regions } = this.parts;
+    const file = held.get(node);
+    if (file?.handingOver === true) throw new ExtmemError('EAGAIN', `the end of inode ${node} is being handed over`);
+    if (file?.soleHolder === true) return;
+    const { attr, record } = await manager.ask('claimEnd', { ino: node, unclean: file?.unclean === true, holdsPages });
+    const heldNow = held.get(node);
+    if (heldNow !== undefined) heldNow.unclean = false;
+    if (record !== undefined) {
+      await regions.fetchFor(record, true);
+      if (heldNow !== undefined && heldNow === held.get(node)) held.noteRecord(heldNow, record);
+    }
+    held.noteAttr(attr);
+    native.setSize(node, attr.size);
+  }
+
+  /** Told again with the next session if it cannot be told now. */
+  private async giveUpEnd({ node }: Asked<'giveUpEnd'>): Promise<undefined> {
+    const { held, manager } = this.parts;
+    const file = held.get(node);
+    if (file === undefined) return;
+    file.unclean = true;
+    await manager.ask('giveUpEnd', { ino: node });
+    file.unclean = false;
+  }
+
+  /** As the kernel does it for what goes through its cache (inode(7)). */
+  private async dropPrivileges({ node }: Asked<'dropPrivileges'>): Promise<undefined> {
+    const { held, manager, native, cache } = this.parts;
+    const mode = held.get(node)?.attr.mode;
+    if (mode === undefined) return;
+    const { attr } = await manager.ask('setattr', { ino: node, set: { mode: withoutPrivileges(mode) } });
+    held.noteAttr(attr);
+    cache.replaceAttr(attr);
+    await native.invalidateInode(node, -1, 0); // attributes only: what the kernel locks of the file is the writer's
   }
 }

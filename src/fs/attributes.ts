@@ -23,6 +23,7 @@ async function getattrAsking(fs: FileSystem, ino: number): Promise<Reply> {
   const keep = cacheable && cache.mayKeep(stamp);
   if (keep) cache.keepAttr(stamp, attr);
   held.noteAttr(attr);
+  await fs.client.kernelSettled(ino);
   return encodeAttr(fs.current(attr), fs.attrMs(ino, keep));
 }
 

@@ -9,12 +9,12 @@ import { ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import type { Attr } from '../base/messages.js';
 import type { NativeMount, Upcall } from '../binding/index.js';
-import type { OpenMode } from '../client/held_files.js';
 import type { MountClient } from '../client/mount_client.js';
 import { EINVAL, ENOSYS, ESTALE, errnoOf } from './errno.js';
 import { encodeEntry, type Validity } from './fuse_wire.js';
 import type { DirectoryHandle } from './directories.js';
 import { NodeTable } from './node_table.js';
+import { OpenFiles } from './open_files.js';
 import { findOperation } from './opcode_table.js';
 
 export type Request = Extract<Upcall, { kind: 'request' }>;
@@ -27,8 +27,7 @@ export class FileSystem {
   readonly client: MountClient;
   readonly native: NativeMount;
   readonly nodes = new NodeTable();
-  /** Open files by native's handle. */
-  readonly files = new Map<number, { ino: number; mode: OpenMode }>();
+  readonly files = new OpenFiles();
   readonly directories = new Map<number, DirectoryHandle>();
   nextDirectoryHandle = 1;
 
@@ -57,6 +56,9 @@ export class FileSystem {
       case 'provision':
       case 'extend':
       case 'wrote':
+      case 'claimEnd':
+      case 'giveUpEnd':
+      case 'dropPrivileges':
         return this.client.answerUpcall(call);
     }
   }

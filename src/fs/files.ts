@@ -14,6 +14,7 @@ import {
   decodeRelease,
   encodeCreate,
   encodeOpen,
+  FOPEN_DIRECT_IO,
   FOPEN_KEEP_CACHE,
   FUSE_RELEASE_FLOCK_UNLOCK,
   O_ACCMODE,
@@ -44,9 +45,10 @@ function openHandle(fs: FileSystem, file: HeldFile, mode: OpenMode, flags: numbe
   const { ino } = file;
   const keepCache = fs.client.held.takeKeepCache(file);
   try {
-    const handle = fs.native.openHandle(ino, flags, keepCache);
-    fs.files.set(handle, { ino, mode });
-    return [handle, keepCache ? FOPEN_KEEP_CACHE : 0];
+    const direct = fs.files.goesDirect(file, flags);
+    const handle = fs.native.openHandle(ino, flags, { keepsPages: keepCache, direct });
+    fs.files.add(handle, { ino, mode, direct });
+    return [handle, (keepCache ? FOPEN_KEEP_CACHE : 0) | (direct ? FOPEN_DIRECT_IO : 0)];
   } catch (error) {
     fs.client.held.close(ino, mode);
     throw error;
@@ -98,9 +100,8 @@ export async function create(fs: FileSystem, { node: parent, uid, gid, body }: R
 
 export function release(fs: FileSystem, { body }: Request): Reply | Promise<Reply> {
   const { handle, releaseFlags, owner } = decodeRelease(body);
-  const opened = fs.files.get(handle);
+  const opened = fs.files.take(handle);
   if (opened === undefined) throw new ExtmemError('EBADF', 'releasing a file: its handle is not known');
-  fs.files.delete(handle);
   const { ino, mode } = opened;
   const unlocking = (releaseFlags & FUSE_RELEASE_FLOCK_UNLOCK) !== 0 ? fs.client.locks.releaseOwner(ino, owner, true) : undefined;
   if (unlocking === undefined) return finishRelease(fs, handle, ino, mode);
@@ -131,7 +132,7 @@ export async function fallocate(fs: FileSystem, { node: ino, body }: Request): P
   if (file === undefined) throw new ExtmemError('EBADF', `fallocate of inode ${ino}: it is not open`);
   const size = sizeNow(fs, file.attr);
   if (offset < size) await fs.client.cuts.punch(ino, offset, Math.min(length, size - offset));
-  if (!keepsSize && offset + length > size) await fs.client.cuts.resize(ino, { size: offset + length });
+  if (!keepsSize && offset + length > size) await fs.client.cuts.resize(ino, { size: offset + length }, { onlyGrow: true });
   fs.client.cache.dropAttr(ino);
   return undefined;
 }

@@ -23,6 +23,7 @@ export const FATTR = {
   ctime: 1 << 10,
 } as const;
 
+export const FOPEN_DIRECT_IO = 1 << 0;
 export const FOPEN_KEEP_CACHE = 1 << 1;
 export const FUSE_RELEASE_FLOCK_UNLOCK = 1 << 1;
 const FUSE_LK_FLOCK = 1 << 0;

@@ -142,7 +142,8 @@ class RunningMount implements Mount {
   async start(): Promise<void> {
     await this.client.start();
     const { mountPoint } = this;
-    const { session, ioUringRefused } = this.startNative();
+    const { session, ioUringRefused, mapsDirect } = this.startNative();
+    this.fileSystem.files.mapsDirect = mapsDirect;
     if (ioUringRefused !== '')
       this.log.warn({ mountPoint }, `FUSE over io_uring is switched on, and could not be used (${ioUringRefused}): /dev/fuse is used`);
     const { runtimeDir } = this.options;

@@ -43,6 +43,7 @@ async function lookupAsking(fs: FileSystem, parent: number, name: string): Promi
   cache.keepEntry(stamp, parent, name, attr?.ino);
   if (attr === undefined) return encodeNegativeEntry(keep ? fs.client.validityMs() : 0);
   if (cacheable) cache.keepAttr(stamp, attr);
+  await fs.client.kernelSettled(attr.ino);
   return fs.entry(attr, { entry: keep, attr: keep && cacheable });
 }
 

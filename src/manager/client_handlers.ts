@@ -153,6 +153,8 @@ type ContentName =
   | 'punch'
   | 'extend'
   | 'wrote'
+  | 'claimEnd'
+  | 'giveUpEnd'
   | 'provision'
   | 'regions'
   | 'setattr'
@@ -169,13 +171,21 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
     punch: (ask) => contents.punch(me(), ask),
     extend: (ask) => contents.extend(me(), ask),
     wrote: (ask) => contents.wrote(me(), ask),
+    claimEnd: (ask) => contents.claimEnd(me(), ask),
+    giveUpEnd: ({ ino }) => (contents.giveUpEnd(me(), ino), {}),
     provision: async ({ bytes, appliances }) => ({ regions: await parts.provisions.provision(me(), bytes, appliances) }),
     regions: ({ regions: ids }) => ({ regions: regionGrants(parts, me(), ids) }),
     setattr: (ask) => {
       const { size } = ask.set;
       const asker = me();
       if (size === undefined) return contents.setAttributes(asker, ask);
-      return contents.truncate(asker, ask.ino, { ...ask.set, size }, ask.record === undefined ? {} : { record: ask.record });
+      const { record, onlyGrow } = ask;
+      return contents.truncate(
+        asker,
+        ask.ino,
+        { ...ask.set, size },
+        { ...(record === undefined ? {} : { record }), ...(onlyGrow === undefined ? {} : { onlyGrow }) },
+      );
     },
     getxattrs: ({ ino }) => (me(), { xattrs: parts.xattrs.list(ino) }),
     setxattr: async (ask) => {

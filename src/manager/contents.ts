@@ -5,16 +5,17 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import { locate, recordIno } from '../base/file_record.js';
-import type { Answer, Ask, Attr, clientOperations, SetAttr } from '../base/messages.js';
-import { PAGE_BYTES } from '../base/protocol.js';
+import type { Answer, Ask, Attr, clientOperations, clientPushes, SetAttr } from '../base/messages.js';
+import { PAGE_BYTES, RECALL_TIMEOUT_MS } from '../base/protocol.js';
 import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
 import type { Delegations, Holder } from './delegations.js';
+import type { Ends } from './ends.js';
 import type { Files } from './files.js';
 import { attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
 import type { Interest } from './interest.js';
 import { limits, times } from './limits.js';
-import type { MetadataStore, Transaction } from './metadata_store.js';
+import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import type { Names } from './names.js';
 import type { Reclaimer } from './reclaim.js';
 import { READ_WRITE, type Regions } from './regions.js';
@@ -31,8 +32,11 @@ export interface ContentsParts {
   clients: Clients;
   interest: Interest;
   delegations: Delegations;
+  ends: Ends;
   fence(client: Client, why: string): Promise<void>;
 }
+
+type News = Ask<typeof clientPushes, 'invalidate'>;
 
 interface CutAnswer {
   attr: Attr;
@@ -46,6 +50,7 @@ interface CutAsk {
   /** In bytes; whole pages of it are freed, and what is left at its edges is zeroed. */
   range: { offset: number; length: number };
   set?: SetAttr;
+  onlyGrow?: boolean;
   record?: Uint8Array | undefined;
   also?: (tx: Transaction, inode: Inode) => Inode;
 }
@@ -93,7 +98,7 @@ export class Contents {
     client: Client | undefined,
     ino: number,
     set: SetAttr & { size: number },
-    options: { record?: Uint8Array; also?: (tx: Transaction, inode: Inode) => Inode } = {},
+    options: { record?: Uint8Array; onlyGrow?: boolean; also?: (tx: Transaction, inode: Inode) => Inode } = {},
   ): Promise<CutAnswer> {
     return this.cut(client, { ino, range: { offset: set.size, length: Infinity }, set, ...options });
   }
@@ -106,6 +111,7 @@ export class Contents {
 
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
     const { store, files, regions, delegations, reclaimer } = this.parts;
+    await delegations.answerTaken(ask.ino, client);
     this.checkWriter(client, ask.ino);
     const { inode, unused, tickets } = await store.transact((tx) => {
       const before = findFile(tx, ask.ino);
@@ -121,22 +127,70 @@ export class Contents {
     };
   }
 
+  /** The others have dropped what they had of the range, and take the new size, before the file is longer: nobody sees the size
+   *  without the bytes. */
   async wrote(client: Client, ask: Ask<Operations, 'wrote'>): Promise<{ attr: Attr }> {
-    const { store, files, delegations } = this.parts;
-    this.checkWriter(client, ask.ino);
+    const { store, files, delegations, ends } = this.parts;
+    await delegations.answerTaken(ask.ino, client);
+    const holder = this.checkWriter(client, ask.ino);
     const lock = writeLock(ask.ino);
-    return client.whileBusy([lock], async () => {
-      const { before, inode } = await store.transact((tx) => {
-        const before = findFile(tx, ask.ino);
-        return { before, inode: files.wrote(tx, before, ask.offset + ask.length, ask.mtime) };
-      });
-      const attr = attrOf(inode);
+    const { size } = findFile(store, ask.ino);
+    const end = ask.offset + ask.length;
+    const publish = async (grownTo: number): Promise<{ attr: Attr }> => {
+      const inode = findFile(store, ask.ino);
+      const grown = { ...inode, size: Math.max(inode.size, grownTo) };
       // A holder whose record ends earlier would read zeros where the file has grown.
-      const grown = inode.size > before.size ? { record: recordOf(store, inode) } : {};
-      const news = { ino: ask.ino, offset: ask.offset, length: ask.length, attr, ...grown };
-      await this.tellHolders(delegations.others(ask.ino, client), news, lock);
-      return { attr };
+      const record = grownTo > size ? { record: recordOf(store, grown) } : {};
+      const news = { ino: ask.ino, offset: ask.offset, length: ask.length, attr: attrOf(grown), ...record };
+      await this.tellHolders(delegations.others(ask.ino, client), news, { lock });
+      const written = await store.transact((tx) => files.wrote(tx, findFile(tx, ask.ino), grownTo, ask.mtime));
+      return { attr: attrOf(written) };
+    };
+    return client.whileBusy(ask.holdsPages === false ? [] : [lock], () =>
+      end > size ? ends.publish(holder, ask.ino, () => publish(end)) : publish(0),
+    );
+  }
+
+  async claimEnd(client: Client, ask: Ask<Operations, 'claimEnd'>): Promise<Answer<Operations, 'claimEnd'>> {
+    const { store, delegations, ends } = this.parts;
+    const { ino } = ask;
+    await delegations.answerTaken(ino, client);
+    this.checkWriter(client, ino);
+    if (ask.unclean) ends.giveUp(client, ino);
+    return client.whileBusy(ask.holdsPages ? [writeLock(ino)] : [], async () => {
+      await ends.claim(client, ino);
+      const holder = this.checkWriter(client, ino);
+      return { attr: attrOf(findFile(store, ino)), ...delegations.newsFor(ino, holder) };
     });
+  }
+
+  giveUpEnd(client: Client, ino: number): void {
+    this.checkWriter(client, ino);
+    this.parts.ends.giveUp(client, ino);
+  }
+
+  /** In the file's turn: what was written behind its end, and not told, is gone. */
+  async clearBeyondEnd(ino: number): Promise<void> {
+    const { store, files, ends, reclaimer } = this.parts;
+    await this.whilePaused(ino, async () => {
+      const { inode, tickets } = await store.transact((tx) => ({
+        inode: files.cutBeyondEnd(tx, findFile(tx, ino)),
+        tickets: reclaimer.ticketsOf(tx),
+      }));
+      ends.cleared(ino);
+      await this.tellCut(inode, undefined, { offset: inode.size, length: -1 });
+      reclaimer.start(tickets);
+    });
+  }
+
+  /** What this manager cut before it died, it may not have told everybody. */
+  async retellCuts(inos: Iterable<number>): Promise<void> {
+    const { store, delegations } = this.parts;
+    const retell = async (ino: number): Promise<void> => {
+      const inode = store.get<Inode>(keys.inode(ino));
+      if (inode?.kind === 'file') await this.tellCut(inode, undefined, { offset: 0, length: -1 });
+    };
+    await Promise.all([...inos].map((ino) => delegations.turns.run(ino, () => retell(ino))));
   }
 
   private commitOne(tx: Transaction, client: Client, record: Uint8Array): { ino: number; code: string } | undefined {
@@ -159,53 +213,111 @@ export class Contents {
     this.parts.files.commit(tx, findFile(tx, ino), record, client.id);
   }
 
-  private checkWriter(client: Client, ino: number): void {
-    const row = this.parts.delegations.find(ino, client.id)?.row;
-    if (row?.open !== 'write' || row.mode === 'read')
+  private checkWriter(client: Client, ino: number): Holder {
+    const holder = this.parts.delegations.find(ino, client.id);
+    if (holder?.row.open !== 'write' || holder.row.mode === 'read')
       throw new ExtmemError('ESTALE', `client ${client.id} does not hold inode ${ino} for writing`);
+    return holder;
   }
 
   private async cut(client: Client | undefined, ask: CutAsk): Promise<CutAnswer> {
-    const { store, delegations, interest, reclaimer } = this.parts;
+    const { store, delegations } = this.parts;
     return delegations.turns.run(ask.ino, async () => {
       findFile(store, ask.ino);
       await delegations.recall(ask.ino, client, 'writers');
       if (client !== undefined) delegations.checkLive(client);
-      const before = findFile(store, ask.ino).size;
-      const { inode, tickets } = await store.transact((tx) => {
-        const inode = this.cutIn(tx, client, ask);
-        return { inode, tickets: reclaimer.ticketsOf(tx) };
-      });
-      const size = ask.set?.size;
-      // In what a writer caches only the writer can zero; what others may read at any time is zeroed before they are told.
-      const isWriter = client !== undefined && delegations.find(ask.ino, client.id)?.row.mode === 'write';
-      const edgesZeroed = !(isWriter && ask.record !== undefined);
-      const zeroed = edgesZeroed ? await settle(this.zeroEdges(inode, ask.range, before)) : undefined;
-      delegations.extentsChanged(ask.ino, client);
-      const attr = attrOf(inode);
-      const dropped =
-        size === undefined ? { offset: ask.range.offset, length: ask.range.length } : { offset: Math.min(size, before), length: -1 };
-      const news = { ino: ask.ino, ...dropped, attr };
-      await Promise.all([
-        this.tellHolders(delegations.others(ask.ino, client), news),
-        interest.tell(client, { entries: [], attributes: [attr] }),
-      ]);
-      reclaimer.start(tickets);
+      this.checkMode(client, ask);
+      const { answer, zeroed } = await this.whilePaused(ask.ino, () => this.cutPaused(client, ask));
       delegations.rebalance(ask.ino);
       // All are told first: the file is cut, also if its last page could not be cleaned.
       if (zeroed instanceof Error) throw zeroed;
-      return { attr, record: recordOf(store, inode), edgesZeroed };
+      return answer;
     });
   }
 
-  private cutIn(tx: Transaction, client: Client | undefined, ask: CutAsk): Inode {
+  /** Whoever writes alone gives its record, and has stopped its writers by itself. */
+  private checkMode(client: Client | undefined, { ino, record }: CutAsk): void {
+    const mode = client === undefined ? undefined : this.parts.delegations.find(ino, client.id)?.row.mode;
+    if ((mode === 'write' && record === undefined) || (mode === 'shared' && record !== undefined))
+      throw new ExtmemError('EAGAIN', `how inode ${ino} is held has changed meanwhile`);
+  }
+
+  private async cutPaused(client: Client | undefined, ask: CutAsk): Promise<{ answer: CutAnswer; zeroed: Error | undefined }> {
+    const { store, delegations, interest, reclaimer } = this.parts;
+    const before = findFile(store, ask.ino).size;
+    const { inode, range, tickets } = await store.transact((tx) => ({ ...this.cutIn(tx, client, ask), tickets: reclaimer.ticketsOf(tx) }));
+    // In what a writer caches only the writer can zero; what others may read at any time is zeroed before they are told.
+    const isWriter = client !== undefined && delegations.find(ask.ino, client.id)?.row.mode === 'write';
+    const edgesZeroed = !(isWriter && ask.record !== undefined);
+    const zeroed = edgesZeroed ? await settle(this.zeroEdges(inode, range, before)) : undefined;
+    const dropped = ask.set === undefined ? range : { offset: Math.min(inode.size, before), length: -1 };
+    const attr = attrOf(inode);
+    await Promise.all([this.tellCut(inode, client, dropped), interest.tell(client, { entries: [], attributes: [attr] })]);
+    reclaimer.start(tickets);
+    return { answer: { attr, record: recordOf(store, inode), edgesZeroed }, zeroed };
+  }
+
+  private cutIn(tx: Transaction, client: Client | undefined, ask: CutAsk): { inode: Inode; range: CutAsk['range'] } {
     const { files, names } = this.parts;
     if (client !== undefined && ask.record !== undefined) this.takeRecord(tx, client, ask.ino, ask.record);
-    const whole = files.cut(tx, findFile(tx, ask.ino), ask.range, ask.set?.size);
+    const before = findFile(tx, ask.ino);
+    const size = ask.set?.size === undefined ? undefined : Math.max(ask.set.size, ask.onlyGrow === true ? before.size : 0);
+    const range = size === undefined ? ask.range : { offset: size, length: Infinity };
+    const whole = files.cut(tx, before, range, size);
     const cut = ask.also?.(tx, whole) ?? whole;
-    if (ask.set === undefined) return cut;
+    if (ask.set === undefined) return { inode: cut, range };
     const { size: _, ...rest } = ask.set;
-    return Object.keys(rest).length === 0 ? cut : names.setAttributes(tx, cut, rest);
+    return { inode: Object.keys(rest).length === 0 ? cut : names.setAttributes(tx, cut, rest), range };
+  }
+
+  /** In the file's turn: nobody writes to it through while `change` changes its extents, and tells of it (tellCut), by which they go
+   *  on. Their kernels may hold pages locked meanwhile: they count as busy. */
+  private async whilePaused<T>(ino: number, change: () => Promise<T>): Promise<T> {
+    const { clients, delegations, ends, store } = this.parts;
+    const writers = delegations.holders(ino).filter(({ row }) => row.mode === 'shared' && row.open === 'write');
+    const meant = writers.flatMap(({ client }) => clients.get(client) ?? []);
+    let body = async (): Promise<T> => {
+      try {
+        await Promise.all(meant.map((client) => this.pause(client, ino)));
+        await ends.published(ino);
+        return await change();
+      } catch (error) {
+        if (meant.length > 0) await this.tellCut(findFile(store, ino), undefined, { offset: 0, length: 0 });
+        throw error;
+      }
+    };
+    for (const client of meant) {
+      const inner = body;
+      body = () => client.whileBusy([writeLock(ino)], inner);
+    }
+    return body();
+  }
+
+  private async pause(client: Client, ino: number): Promise<void> {
+    const told = await this.parts.clients.tell(client, 'pauseWriters', { ino }, { limitMs: RECALL_TIMEOUT_MS, again: true });
+    if (told.status === 'failed')
+      throw new ExtmemError('EIO', `client ${client.id} cannot stop writing to inode ${ino}: ${told.error.message}`);
+    if (told.status !== 'answered') await this.parts.fence(client, `it did not stop writing to inode ${ino} (${told.status})`);
+  }
+
+  /** Everybody but whoever cuts its own file has the new record when this resolves, and reads no more where it was cut; or is
+   *  fenced. */
+  private async tellCut(inode: Inode, asker: Client | undefined, dropped: { offset: number; length: number }): Promise<void> {
+    const { store, delegations } = this.parts;
+    const { ino } = inode;
+    const isAsker = (holder: Holder): boolean => holder.client === asker?.id;
+    delegations.extentsChanged(ino, asker);
+    const news = { ino, attr: attrOf(inode), record: recordOf(store, inode), cut: true };
+    const meant = delegations
+      .holders(ino)
+      .filter((holder) => holder.row.mode === 'shared' || (holder.row.mode === 'read' && !isAsker(holder)));
+    await Promise.all(
+      meant.map((holder) => {
+        // The kernel that asked drops its pages by itself.
+        const pages = isAsker(holder) ? { offset: 0, length: 0 } : dropped;
+        return this.tellHolders([holder], { ...news, ...pages }, { must: true });
+      }),
+    );
   }
 
   /** The parts of pages at the ends of a cut: of a hole both, of a truncation what follows the new end in its page, so that
@@ -231,25 +343,25 @@ export class Contents {
     await appliances.call(appliance, 'punch', { pieces: [{ region: at.region, offset: at.offset, length: to - from }] });
   }
 
-  /** All of these have dropped what changed when this resolves; who cannot be told is fenced. */
-  private async tellHolders(
-    holders: readonly Holder[],
-    news: { ino: number; offset: number; length: number; attr: Attr; record?: Uint8Array },
-    lock?: string,
-  ): Promise<void> {
+  /** All of these have dropped what changed when this resolves; who cannot be told is fenced. must: so is who does not answer. */
+  private async tellHolders(holders: readonly Holder[], news: News, how: { lock?: string; must?: boolean } = {}): Promise<void> {
+    const { clients, delegations } = this.parts;
     await Promise.all(
       holders.map(async (holder) => {
-        const client = this.parts.clients.get(holder.client);
-        if (client !== undefined) await this.tellHolder(client, { ...news, ...this.parts.delegations.newsFor(news.ino, holder) }, lock);
+        const client = clients.get(holder.client);
+        if (client === undefined) return;
+        const full = { ...delegations.newsFor(news.ino, holder), ...news };
+        await (how.must === true ? this.tellSurely(client, full) : this.tellHolder(client, full, how.lock));
       }),
     );
   }
 
-  private async tellHolder(
-    client: Client,
-    news: Ask<typeof import('../base/messages.js').clientPushes, 'invalidate'>,
-    lock?: string,
-  ): Promise<void> {
+  private async tellSurely(client: Client, news: News): Promise<void> {
+    const told = await this.parts.clients.tell(client, 'invalidate', news, { limitMs: RECALL_TIMEOUT_MS, again: true });
+    if (told.status !== 'answered') await this.parts.fence(client, `it did not take a cut of inode ${news.ino} (${told.status})`);
+  }
+
+  private async tellHolder(client: Client, news: News, lock?: string): Promise<void> {
     const unlessBusyWith = lock === undefined ? {} : { unlessBusyWith: [lock] };
     // On a new session too: it needs the record, and its kernel's pages of a shared file are not dropped with a session.
     const options = { again: true, ...unlessBusyWith };

@@ -14,6 +14,7 @@ import type { Logger } from '../base/logger.js';
 import type { Answer, Attr, clientPushes, DelegationMode, FileGrant } from '../base/messages.js';
 import { RECALL_TIMEOUT_MS, Right } from '../base/protocol.js';
 import type { Client, Clients } from './clients.js';
+import type { Ends } from './ends.js';
 import { laterOf, type Files } from './files.js';
 import { attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
 import type { Interest } from './interest.js';
@@ -39,6 +40,8 @@ export interface Holder {
   row: HolderRow;
   /** Which version of the extents it was told. */
   knows: number;
+  /** It has answered a recall, and what it gave up is being written down. */
+  taking?: Promise<unknown>;
 }
 
 export interface OpenFile {
@@ -56,8 +59,11 @@ export interface DelegationParts {
   reclaimer: Reclaimer;
   interest: Interest;
   locks: Locks;
+  ends: Ends;
   log: Logger;
   fence(client: Client, why: string): Promise<void>;
+  /** Cuts off what lies behind the end of a file, whose turn it is. */
+  clearBeyondEnd(ino: number): Promise<void>;
 }
 
 export class Delegations {
@@ -66,7 +72,9 @@ export class Delegations {
 
   constructor(private readonly parts: DelegationParts) {
     for (const [key, row] of parts.store.scan<HolderRow>(keys.holders)) {
-      this.openFile(keys.firstNumber(key)).holders.set(keys.lastNumber(key), { client: keys.lastNumber(key), row, knows: 0 });
+      const ino = keys.firstNumber(key);
+      this.openFile(ino).holders.set(keys.lastNumber(key), { client: keys.lastNumber(key), row, knows: 0 });
+      if (row.mode === 'shared' && row.open === 'write') parts.ends.foundShared(ino);
     }
   }
 
@@ -118,6 +126,8 @@ export class Delegations {
       );
       await durable;
       await this.forgetAttributes(client, ino);
+      // A growth that is being told to the others was not told to this one.
+      await this.parts.ends.published(ino);
       if (this.holders(ino).some((holder) => holder.row.mode === 'shared')) this.rebalance(ino);
       return this.grantOf(client, ino);
     });
@@ -131,6 +141,7 @@ export class Delegations {
   async release(client: Client, ino: number, record: Uint8Array | undefined): Promise<void> {
     const holder = this.find(ino, client.id);
     if (holder === undefined) return;
+    await this.parts.ends.published(ino);
     const { store, reclaimer } = this.parts;
     const tickets = await store.transact((tx) => {
       if (record !== undefined && holder.row.mode === 'write') this.tryCommit(tx, ino, record, client.id);
@@ -186,6 +197,11 @@ export class Delegations {
       if (holder !== undefined) held.push({ ino, holder });
     }
     return held;
+  }
+
+  /** A client was fenced: what it wrote last, nobody was told. */
+  died(client: Client): void {
+    this.parts.ends.died(client, this.heldBy(client.id));
   }
 
   /** Everything that a client held is nobody's. Its grants are dead. */
@@ -255,7 +271,7 @@ export class Delegations {
   }
 
   private async recallOne(ino: number, holder: Holder): Promise<void> {
-    const { clients, store, reclaimer, locks } = this.parts;
+    const { clients } = this.parts;
     const client = clients.get(holder.client);
     if (client === undefined) return;
     const told = await clients.tell(client, 'recall', { ino, to: 'shared' }, { limitMs: RECALL_TIMEOUT_MS, again: true });
@@ -263,7 +279,22 @@ export class Delegations {
     // It lives, and cannot write back (an appliance is dead, say): its other files are not to suffer for this one.
     if (told.status === 'failed') throw new ExtmemError('EIO', `client ${client.id} cannot give up inode ${ino}: ${told.error.message}`);
     if (told.status !== 'answered') return this.parts.fence(client, `it did not give back inode ${ino} (${told.status})`);
-    const answer = told.answer;
+    const taking = this.takeAnswer(ino, client, holder, told.answer);
+    holder.taking = taking;
+    try {
+      await taking;
+    } finally {
+      delete holder.taking;
+    }
+  }
+
+  /** What a client asks after its answer to a recall is about the file as that answer made it. */
+  async answerTaken(ino: number, client: Client): Promise<void> {
+    await this.find(ino, client.id)?.taking;
+  }
+
+  private async takeAnswer(ino: number, client: Client, holder: Holder, answer: Recalled): Promise<void> {
+    const { store, reclaimer, locks } = this.parts;
     if (answer.locks !== undefined) await locks.restate(client.id, ino, answer.locks);
     if (this.find(ino, holder.client) !== holder) return;
     const tickets = await store.transact((tx) => {
@@ -286,6 +317,10 @@ export class Delegations {
     if (only === undefined) return;
     const isOpenForWriting = holders.some(({ row }) => row.open === 'write');
     if (holders.length > 1 && isOpenForWriting) return;
+    const { ends } = this.parts;
+    await ends.published(ino);
+    if (ends.isUnclean(ino)) await this.parts.clearBeyondEnd(ino);
+    ends.released(ino);
     const target: Mode = isOpenForWriting ? 'write' : 'read';
     const meant = holders.filter(({ row }) => row.mode === 'shared' || (row.mode === 'read' && target === 'write'));
     if (meant.length === 0) return;
@@ -344,10 +379,16 @@ export class Delegations {
     tx.remove(keys.holder(ino, client));
     const file = this.open.get(ino);
     file?.holders.delete(client);
+    this.parts.ends.dropped(ino, client);
     if (file === undefined || file.holders.size > 0) return;
     this.open.delete(ino);
+    const isUnclean = this.parts.ends.closed(ino);
     const inode = tx.get<Inode>(keys.inode(ino));
-    if (inode === undefined || inode.nlink > 0) return;
+    if (inode === undefined) return;
+    if (inode.nlink > 0) {
+      if (isUnclean) this.parts.files.cutBeyondEnd(tx, inode);
+      return;
+    }
     this.parts.files.destroy(tx, inode);
     this.parts.locks.dropInode(ino);
   }

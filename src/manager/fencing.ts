@@ -78,7 +78,7 @@ export class Fencing {
   }
 
   private async run(client: Client, why: string): Promise<void> {
-    const { log, appliances, clients } = this.parts;
+    const { log, appliances, clients, delegations } = this.parts;
     this.fences++;
     log.warn({ client: client.id, name: client.row.name, why }, 'fencing a client');
     client.state = 'fencing';
@@ -86,6 +86,7 @@ export class Fencing {
     client.session?.terminate(`fenced: ${why}`);
     await appliances.fenceEverywhere(clients.dead());
     await this.takeNewestRecords(client);
+    delegations.died(client);
     await this.forget(client);
     log.info({ client: client.id }, 'client is fenced');
   }

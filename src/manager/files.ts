@@ -79,11 +79,25 @@ export class Files {
       if (freed.length > 0) {
         next = { ...next, blocks: allocatedBytes(record) / BLOCK_BYTES };
         this.putRecord(tx, { ...recordHeader(next), extents: record.extents });
-        this.reclaimer.free(tx, freed);
+        this.reclaimer.free(tx, freed, { cutOf: inode.ino });
       }
     }
     // Also where nothing was freed: a record made before must not bring the old size back.
     next = { ...next, epoch: inode.epoch + 1 };
+    putInode(tx, next);
+    return next;
+  }
+
+  /** Whole pages behind the end hold what somebody wrote who did not live to tell of it. The end's own page is zeroed by whoever
+   *  makes the file longer. */
+  cutBeyondEnd(tx: Transaction, inode: Inode): Inode {
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    if (stored === undefined) return inode;
+    const { record, freed } = cutExtents(decodeRecord(stored), inode.size, Infinity);
+    if (freed.length === 0) return inode;
+    const next: Inode = { ...inode, change: inode.change + 1, epoch: inode.epoch + 1, blocks: allocatedBytes(record) / BLOCK_BYTES };
+    this.putRecord(tx, { ...recordHeader(next), extents: record.extents });
+    this.reclaimer.free(tx, freed, { cutOf: inode.ino });
     putInode(tx, next);
     return next;
   }
@@ -108,11 +122,11 @@ export class Files {
     return { inode: next, unused };
   }
 
-  /** Shared mode: a range was written through. */
-  wrote(tx: Transaction, inode: Inode, end: number, mtime: Time): Inode {
+  /** Shared mode: a range was written through; the file is at least so long. */
+  wrote(tx: Transaction, inode: Inode, size: number, mtime: Time): Inode {
     const next: Inode = {
       ...inode,
-      size: Math.max(inode.size, end),
+      size: Math.max(inode.size, size),
       mtime: laterOf(inode.mtime, mtime),
       ctime: laterOf(inode.ctime, mtime),
       change: inode.change + 1,
@@ -162,7 +176,11 @@ export class Files {
     const first = extents[0]?.members[0];
     const own = this.ownRegions(extents, ino);
     for (const region of own) this.regions.setRow(tx, region, { ino: 0 });
-    this.reclaimer.free(tx, joinPieces(extents.flatMap(extentPieces)), first === undefined ? undefined : { region: first.region, ino });
+    this.reclaimer.free(
+      tx,
+      joinPieces(extents.flatMap(extentPieces)),
+      first === undefined ? {} : { record: { region: first.region, ino } },
+    );
   }
 
   extents(view: ReadView, ino: number): Extent[] {

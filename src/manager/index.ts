@@ -118,9 +118,16 @@ function describeProcess(pid: number): string {
 
 /** What is done without being asked. */
 function startChores(parts: Parts): { stop(): void } {
-  const { reclaimer, fencing, log } = parts;
+  const { reclaimer, fencing, contents, log } = parts;
   // What an earlier life freed may still be read through old records by clients that resume: they have a lease to do so.
-  const restored = setTimeout(() => reclaimer.startRestored(), times.leaseMs).unref();
+  const startRestored = (): void => {
+    contents.retellCuts(reclaimer.restoredCuts()).then(
+      () => reclaimer.startRestored(),
+      (error: unknown) =>
+        log.error({ error }, 'what was freed before the restart is not used again: some who may read there could not be told'),
+    );
+  };
+  const restored = setTimeout(startRestored, times.leaseMs).unref();
   const abandoned = setInterval(() => {
     fencing.fenceAbandoned().catch((error: unknown) => log.error({ error }, 'fencing clients that were not heard of for long failed'));
   }, times.abandonedMs / 4).unref();

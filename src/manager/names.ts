@@ -7,6 +7,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Ask, Attr, InodeKind, SetAttr, clientOperations } from '../base/messages.js';
+import { S_ISGID } from '../base/mode_bits.js';
 import { attrOf, findDirectory, findInode, FIRST_COOKIE, now, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, takeNumber, type ReadView, type Transaction } from './metadata_store.js';
@@ -23,7 +24,6 @@ const NONE: Changes = { entries: [], attributes: [], parents: [] };
 export type CreateAsk = Ask<typeof clientOperations, 'create'>;
 export type RenameAsk = Ask<typeof clientOperations, 'rename'>;
 
-const S_ISGID = 0o2000;
 
 export class Names {
   constructor(private readonly unlinked: (tx: Transaction, inode: Inode) => void) {}

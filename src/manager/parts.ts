@@ -10,6 +10,7 @@ import { Appliances } from './appliances.js';
 import { Clients } from './clients.js';
 import { Contents } from './contents.js';
 import { Delegations } from './delegations.js';
+import { Ends } from './ends.js';
 import { Fencing } from './fencing.js';
 import { Files } from './files.js';
 import { Interest } from './interest.js';
@@ -69,15 +70,33 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const interest = new Interest(clients, log);
   const locks = new Locks(store);
   const files = new Files(regions, reclaimer);
-  // The fence needs the delegations, whose recalls need the fence.
+  // The fence needs the delegations, whose recalls need the fence; as do the ends of shared files the holders, and what cuts behind them.
   const fence: Fencing['fence'] = (client, why) => fencing.fence(client, why);
-  const delegations = new Delegations({ store, clients, files, regions, reclaimer, interest, locks, log, fence });
+  const ends: Ends = new Ends({
+    clients,
+    fence,
+    holders: (ino) => delegations.holders(ino),
+    clear: (ino) => delegations.turns.run(ino, () => contents.clearBeyondEnd(ino)),
+  });
+  const delegations: Delegations = new Delegations({
+    store,
+    clients,
+    files,
+    regions,
+    reclaimer,
+    interest,
+    locks,
+    ends,
+    log,
+    fence,
+    clearBeyondEnd: (ino) => contents.clearBeyondEnd(ino),
+  });
   const fencing = new Fencing({ store, appliances, clients, delegations, locks, interest, regions, reclaimer, log });
   const names = new Names((tx, inode) => {
     if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
     else files.destroy(tx, inode);
   });
-  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations };
+  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends };
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, contents, placement, dedicatedBytes: options.dedicatedBytes });

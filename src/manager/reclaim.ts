@@ -24,6 +24,8 @@ interface FreedRow {
   pieces: RegionPiece[];
   /** Records of deleted files beside their first regions, which go too. */
   records: RecordPlace[];
+  /** Files that were cut: their holders hear of it before the pieces are used again. */
+  inos?: number[];
 }
 
 interface RecordPlace {
@@ -64,16 +66,18 @@ export class Reclaimer {
     }
   }
 
-  /** Within a transaction that takes pieces out of a record. */
-  free(tx: Transaction, some: readonly RegionPiece[], record?: RecordPlace): void {
+  /** Within a transaction that takes pieces out of a record. record: of a file that ends with this; cutOf: one that goes on. */
+  free(tx: Transaction, some: readonly RegionPiece[], { record, cutOf }: { record?: RecordPlace; cutOf?: number } = {}): void {
     if (some.length === 0 && record === undefined) return;
     let ticket = this.byTransaction.get(tx);
     if (ticket === undefined) {
-      ticket = { pieces: [], records: [], sequence: takeNumber(tx, 'freed'), left: 0 };
+      ticket = { pieces: [], records: [], inos: [], sequence: takeNumber(tx, 'freed'), left: 0 };
       this.byTransaction.set(tx, ticket);
-      // Both lists grow until the transaction's body ends; only then is the value packed.
-      tx.put(keys.freed(ticket.sequence), { pieces: ticket.pieces, records: ticket.records } satisfies FreedRow);
+      // The lists grow until the transaction's body ends; only then is the value packed.
+      const { pieces, records, inos } = ticket;
+      tx.put(keys.freed(ticket.sequence), { pieces, records, inos: inos ?? [] } satisfies FreedRow);
     }
+    if (cutOf !== undefined) ticket.inos?.push(cutOf);
     ticket.pieces.push(...some);
     ticket.left += some.length;
     if (record !== undefined) ticket.records.push(record);
@@ -84,6 +88,11 @@ export class Reclaimer {
   ticketsOf(tx: Transaction): Ticket[] {
     const ticket = this.byTransaction.get(tx);
     return ticket === undefined ? [] : [ticket];
+  }
+
+  /** Files that were cut by an earlier life of this manager, which may not have told everybody. */
+  restoredCuts(): Set<number> {
+    return new Set(this.restored.flatMap(({ inos }) => inos ?? []));
   }
 
   /** Those that an earlier life of this manager left. */

@@ -1,4 +1,5 @@
 /** The operations of the model test: each tells a mount, and changes or asks the model alike. */
+import { crc32 } from '../../src/base/file_record.js';
 import type { Lane, Handle } from './lane.js';
 import type { ModelFile } from './model_file.js';
 
@@ -59,7 +60,6 @@ async function write(lane: Lane): Promise<void> {
   const handle = await useHandle(lane, true);
   if (handle === undefined) return;
   const { file, mount, id } = handle;
-  if (handle.appends) await askForEnd(lane, handle);
   const offset = handle.appends ? file.size : lane.pickOffset(file);
   const length = lane.pickLength(file.limit - offset);
   if (length === 0) return;
@@ -67,6 +67,37 @@ async function write(lane: Lane): Promise<void> {
   const written = await lane.tell(mount, file, `os.pwrite(fd${id}, ${code}, ${offset})`);
   lane.equal(file, 'what was written', written, length);
   file.write(offset, data);
+}
+
+/** Every mount appends at the same time: what is there then is all of it, each whole, in some order. */
+async function appendTogether(lane: Lane): Promise<void> {
+  const [name, file] = await useName(lane);
+  if (file === undefined) return;
+  const mounts = Array.from({ length: lane.mountCount }, (_, mount) => mount);
+  const most = Math.min(Math.floor((file.limit - file.size) / mounts.length), 1_000_000);
+  if (most < 1) return;
+  for (const mount of mounts) await lane.settle(file, mount);
+  const pieces = mounts.map(() => lane.pickData(lane.pickLength(most)));
+  await Promise.all(
+    mounts.map((mount) =>
+      lane.tell(
+        mount,
+        file,
+        `one = os.open('${name}', os.O_WRONLY | os.O_APPEND); wrote = os.write(one, ${pieces[mount]!.code}); os.close(one); wrote`,
+      ),
+    ),
+  );
+  const before = file.size;
+  const orders = permutations(pieces.map(({ data }) => data)).map((order) => Buffer.concat(order));
+  const [length, sum] = await lane.tell<[number, number]>(lane.anyMount(), file, `seen(get('${name}')[${before}:])`);
+  const found = orders.find((data) => data.length === length && crc32(data) === sum);
+  if (found === undefined) lane.fail(file, `${length} bytes follow ${before}, which are not what ${mounts.length} mounts appended`);
+  file.write(before, found);
+}
+
+function permutations<Item>(items: readonly Item[]): Item[][] {
+  if (items.length <= 1) return [[...items]];
+  return items.flatMap((first, index) => permutations(items.filter((_, other) => other !== index)).map((rest) => [first, ...rest]));
 }
 
 async function read(lane: Lane): Promise<void> {
@@ -149,7 +180,7 @@ async function useMapping(lane: Lane): Promise<{ handle: Handle; offset: number;
   return { handle, offset, length: lane.pickLength(end - offset) };
 }
 
-/** Appends and mappings go by the end that the kernel knows; see "What is not promised" in docs/semantics.md. */
+/** Mappings go by the end that the kernel knows; see "What is not promised" in docs/semantics.md. */
 async function askForEnd(lane: Lane, { mount, file, id, isOpen }: Handle): Promise<void> {
   if (lane.mountCount === 1) return;
   const size = await lane.tell(mount, file, isOpen ? `os.fstat(fd${id}).st_size` : `map${id}.size()`);
@@ -251,6 +282,7 @@ function put(lane: Lane, name: string, file: ModelFile): void {
 
 const weights: readonly [Operation, number][] = [
   [write, 20],
+  [appendTogether, 4],
   [read, 16],
   [store, 8],
   [load, 6],

@@ -178,6 +178,8 @@ faults`);
       expect(
         await as(65534, `cp /bin/true ${name}g/s && chmod 4755 ${name}g/s && echo >> ${name}g/s && stat -c %a ${name}g/s`),
       ).toMatchObject({ code: 0, stdout: '755\n' });
+      const direct = `dd if=/bin/true of=${name}g/s oflag=direct conv=notrunc bs=4K count=1 status=none`;
+      expect(await as(65534, `chmod 6755 ${name}g/s && ${direct} && stat -c %a ${name}g/s`)).toMatchObject({ code: 0, stdout: '755\n' });
     });
 
     test('times are kept to the nanosecond, set and by themselves', async () => {
@@ -317,6 +319,25 @@ os.close(fd)`;
         [400, 400],
         801,
       ]);
+    });
+
+    test.each(['before', 'after'])('whoever opens a file %s its appender and reads meanwhile sees whole records only', async (when) => {
+      const count = 600;
+      const openReader = (): Promise<unknown> => a.do(`reader = os.open(name, os.O_RDONLY | os.O_CREAT)`);
+      if (when === 'before') await openReader();
+      await b.do(`writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)`);
+      if (when === 'after') await openReader();
+      const append = `for n in range(${count}): os.write(writer, b'r' * random.randint(1, 900) + b'.')
+os.close(writer)`;
+      const follow = `
+data = b''
+while data.count(b'.') < ${count}:
+    data = os.pread(reader, 1 << 20, 0)
+    assert data.strip(b'r.') == b'' and data[-1:] != b'r', data[-100:]
+os.close(reader)
+data.count(b'.')`;
+      const [, seen] = await Promise.all([b.do(append), a.do(follow)]);
+      expect(seen).toBe(count);
     });
 
     test('O_TRUNC empties, also a file that others have open', async () => {

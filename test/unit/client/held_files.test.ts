@@ -147,7 +147,16 @@ describe('recall', () => {
     t.native.log.length = 0;
     const answer = await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
     expect(answer).toMatchObject({ open: 'write', locks: [], record: expect.any(Uint8Array) });
-    expect(t.native.log).toEqual(['invalidateInode 5 0 -1', 'put 5 shared', 'invalidateInode 5 0 -1', 'flush 5', 'dropPages 5 0 -1']);
+    expect(t.native.log).toEqual([
+      'invalidateInode 5 0 -1',
+      'put 5 shared',
+      'invalidateInode 5 0 -1',
+      'flush 5',
+      'dropPages 5 0 -1',
+      'yieldEnd 5',
+      'pauseWriters 5',
+      'resumeWriters 5',
+    ]);
     expect(t.native.fileState(5)?.recordChanged).toBe(false);
   });
 
@@ -193,7 +202,7 @@ describe('recall', () => {
     const recalled = t.manager.pushes?.recall({ ino: 5, to: 'shared' });
     await settle();
     t.manager.takeAsked();
-    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 10, mtimeSec: 1, mtimeNsec: 0 });
+    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 10, mtimeSec: 1, mtimeNsec: 0, holdsPages: true });
     t.client.answerUpcall({ kind: 'extend', id: 2, node: 5, record: emptyRecord(5) });
     expect((await t.native.told('answers', 1)).errno).toBe(0);
     expect((await t.native.told('answers', 2)).errno).toBe(0);
@@ -228,7 +237,7 @@ describe('recall', () => {
     t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
     t.manager.script.wrote = ({ ino }) => ({ attr: attrOfFile(ino, { change: 10, size: 99 }) });
     await t.client.held.open(5, 'write');
-    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 99, mtimeSec: 1, mtimeNsec: 0 });
+    t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 99, mtimeSec: 1, mtimeNsec: 0, holdsPages: true });
     expect((await t.native.told('answers', 1)).errno).toBe(0);
     expect(t.native.fileState(5)?.size).toBe(99);
     await t.manager.pushes?.grant({ grant: grantOf(5, 'write', { change: 9, size: 12 }) });

@@ -34,6 +34,9 @@ export class MemoryNative implements NativeMount {
   /** What flushing a file does; a test replaces it to fail. */
   onFlush: (node: number) => Promise<void> = () => Promise.resolve();
   onBeginCut: () => Promise<void> = () => Promise.resolve();
+  onPause: () => Promise<void> = () => Promise.resolve();
+  onReadsSettled: () => Promise<void> = () => Promise.resolve();
+  onYield: () => Promise<void> = () => Promise.resolve();
   onInvalidate: () => Promise<void> = () => Promise.resolve();
   /** Here all handles of a file, those opened later too. */
   readonly broken = new Map<number, number>();
@@ -42,9 +45,9 @@ export class MemoryNative implements NativeMount {
   private nextHandle = 0x7f00_0000_1000;
   private isClosed = false;
 
-  start(): { session: '/dev/fuse'; ioUringRefused: string } {
+  start(): { session: '/dev/fuse'; ioUringRefused: string; mapsDirect: boolean } {
     this.log.push('start');
-    return { session: '/dev/fuse', ioUringRefused: '' };
+    return { session: '/dev/fuse', ioUringRefused: '', mapsDirect: true };
   }
   reply(id: number, errno: number, body?: Uint8Array): void {
     this.settle(this.replies, id, errno, body);
@@ -113,10 +116,13 @@ export class MemoryNative implements NativeMount {
   }
   setSize(node: number, size: number): void {
     const file = this.file(node);
-    if (file.mode === 'shared') file.record = { ...file.record, size };
+    if (file.mode === 'shared') file.record = { ...file.record, size: Math.max(size, file.record.size) };
   }
   setLocked(node: number, locked: boolean): void {
     this.file(node).locked = locked;
+  }
+  setPrivileged(): void {
+    // Only what is written here needs to know.
   }
   openHandle(node: number): number {
     this.file(node).handles += 1;
@@ -153,6 +159,24 @@ export class MemoryNative implements NativeMount {
       file.committedChange = file.record.change;
     }
     return Promise.resolve();
+  }
+  async pauseWriters(node: number): Promise<void> {
+    this.log.push(`pauseWriters ${node}`);
+    await this.onPause();
+  }
+  resumeWriters(node: number): void {
+    this.log.push(`resumeWriters ${node}`);
+  }
+  refuseWriters(node: number): void {
+    this.log.push(`refuseWriters ${node}`);
+  }
+  async readsSettled(node: number): Promise<void> {
+    this.log.push(`readsSettled ${node}`);
+    await this.onReadsSettled();
+  }
+  async yieldEnd(node: number): Promise<void> {
+    this.log.push(`yieldEnd ${node}`);
+    await this.onYield();
   }
   dropPages(node: number, offset: number, length: number): number {
     this.log.push(`dropPages ${node} ${offset} ${length}`);

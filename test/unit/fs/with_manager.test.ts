@@ -135,7 +135,9 @@ describe('files', () => {
   test('a write through is told to the others before it is answered', async () => {
     const { node } = await a.kernel.create(1, 'x');
     await b.kernel.open(node, O_RDWR);
-    b.kernel.fileSystem.handle({ kind: 'wrote', id: 1, node, offset: 0, length: 100, mtimeSec: 5, mtimeNsec: 0 });
+    b.kernel.fileSystem.handle({ kind: 'claimEnd', id: 2, node, holdsPages: true });
+    expect((await b.native.told('answers', 2)).errno).toBe(0);
+    b.kernel.fileSystem.handle({ kind: 'wrote', id: 1, node, offset: 0, length: 100, mtimeSec: 5, mtimeNsec: 0, holdsPages: true });
     expect((await b.native.told('answers', 1)).errno).toBe(0);
     expect(a.native.log).toContain(`invalidateInode ${node} 0 100`);
     expect((await a.kernel.getattr(node)).size).toBe(100);

@@ -300,6 +300,8 @@ export class TestClient {
       attributes: () => ({}),
       invalidateEntries: () => ({}),
       invalidate: () => ({}),
+      pauseWriters: () => ({}),
+      yieldEnd: () => ({ unclean: false }),
       freed: () => ({}),
       appliances: () => ({}),
     };
@@ -318,6 +320,8 @@ export class TestClient {
       attributes: dispatch('attributes'),
       invalidateEntries: dispatch('invalidateEntries'),
       invalidate: dispatch('invalidate'),
+      pauseWriters: dispatch('pauseWriters'),
+      yieldEnd: dispatch('yieldEnd'),
       freed: dispatch('freed'),
       appliances: dispatch('appliances'),
     };

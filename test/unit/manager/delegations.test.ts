@@ -245,6 +245,7 @@ describe('shared mode', () => {
       ino,
       record: changed({ record }, { extents: [...decodeRecord(record).extents, extent(4 * PAGE, PAGE, region, 4 * PAGE)] }),
     });
+    await a.ask('claimEnd', { ino, unclean: false, holdsPages: true });
     const { attr } = await a.ask('wrote', { ino, offset: 4 * PAGE, length: 10, mtime: [2_000_000_000, 1] });
     expect(attr).toMatchObject({ size: 4 * PAGE + 10, mtime: [2_000_000_000, 1] });
     const told = b.pushes.find(({ op }) => op === 'invalidate')?.ask;
