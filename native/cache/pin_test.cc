@@ -24,8 +24,10 @@ File& make_file(PageCache& cache, uint64_t node) {
 Task<int> fill(PageCache& cache, Lane& lane, File& file, uint64_t bytes) {
   std::vector<std::byte> piece(1 << 18, std::byte{1});
   int error = 0;
-  for (uint64_t at = 0; at < bytes && error == 0; at += piece.size())
-    error = co_await write_file(cache, lane, file, at, piece, Origin::application);
+  for (uint64_t at = 0; at < bytes && error == 0; at += piece.size()) {
+    Write write{at, piece};
+    error = co_await write_file(cache, lane, file, write);
+  }
   if (error == 0) error = co_await flush_file(cache, lane, file);
   cache.drop_clean(file, 0, UINT32_MAX);
   co_return error;

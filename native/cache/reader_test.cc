@@ -26,8 +26,10 @@ Task<int> read_range(PageCache& cache, Lane& lane, File& file, uint32_t first, u
 
 Detached play(PageCache& cache, Lane& lane, File& file, Seen& seen) {
   std::vector<std::byte> piece(1 << 18, std::byte{1});
-  for (uint64_t at = 0; at < 4 << 20; at += piece.size())
-    seen.error |= co_await write_file(cache, lane, file, at, piece, Origin::application);
+  for (uint64_t at = 0; at < 4 << 20; at += piece.size()) {
+    Write write{at, piece};
+    seen.error |= co_await write_file(cache, lane, file, write);
+  }
   seen.error |= co_await flush_file(cache, lane, file);
   cache.drop_clean(file, 0, UINT32_MAX);
   // The cache is full, and the second half of what is then read is what goes next.

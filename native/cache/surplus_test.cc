@@ -38,7 +38,8 @@ class Bench {
 
   int write(uint64_t offset, uint64_t bytes) {
     const std::vector<std::byte> data(bytes, std::byte{1});
-    return run([&] { return write_file(cache_, *lane_, *file_, offset, data, Origin::application); });
+    Write write{offset, data};
+    return run([&] { return write_file(cache_, *lane_, *file_, write); });
   }
   int reserve(uint64_t offset, uint64_t bytes) {
     return run([&] { return allocate_range(cache_, *lane_, *file_, offset, bytes, true); });
