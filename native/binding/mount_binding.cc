@@ -112,6 +112,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::set_size>("setSize"),
                         InstanceMethod<&Mount::set_locked>("setLocked"),
                         InstanceMethod<&Mount::set_privileged>("setPrivileged"),
+                        InstanceMethod<&Mount::set_unannounced>("setUnannounced"),
                         InstanceMethod<&Mount::open_handle>("openHandle"),
                         InstanceMethod<&Mount::close_handle>("closeHandle"),
                         InstanceMethod<&Mount::handle_errno>("handleErrno"),
@@ -436,6 +437,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     auto attributes = file->attributes;
     uint64_t allocated = file->extents.allocated_bytes();
     bool changed = attributes.change != file->committed_change;
+    uint64_t unwritten = uint64_t{file->dirty_pages.load()} + file->writing_pages;
     file->lock.unlock();
     state.Set("mode", Napi::String::New(env, from_mode(file->mode.load())));
     state.Set("size", from_u64(env, file->size.load()));
@@ -443,7 +445,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     state.Set("mtime", from_time(env, attributes.mtime_ns));
     state.Set("ctime", from_time(env, attributes.ctime_ns));
     state.Set("change", from_u64(env, attributes.change));
-    state.Set("dirtyBytes", from_u64(env, file->dirty_pages.load() * cache::kPageBytes));
+    state.Set("dirtyBytes", from_u64(env, unwritten * cache::kPageBytes));
     state.Set("handles", from_u64(env, file->handles.load()));
     state.Set("recordChanged", Napi::Boolean::New(env, changed));
     return state;
@@ -484,6 +486,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
   void set_privileged(const Napi::CallbackInfo& info) {
     FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
     if (file) file->privileged.store(info[1].ToBoolean());
+  }
+
+  void set_unannounced(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) file->unannounced.store(info[1].ToBoolean());
   }
 
   Napi::Value open_handle(const Napi::CallbackInfo& info) {

@@ -147,14 +147,14 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
   int unwritten = 0;
   if (file.dirty_pages.load() > 0 || file.writing_pages > 0) unwritten = co_await flush_file(cache, lane, file);
   if (closing) trim_surplus(cache, file);
-  bool unlocks = closing && file.locked.load();
+  bool must_ask = closing ? file.locked.load() : file.unannounced.load();
   // Before the record is made: one of a client that we no longer are is not to go out in our name.
   extent::ControlCall call(cache.control_plane(), lane.reactor);
   file.lock.lock();
   uint64_t change = file.attributes.change;
   bool changed = change != file.committed_change && file.mode.load() == Delegation::write;
   file.lock.unlock();
-  if (!changed && !unlocks) co_return unwritten;
+  if (!changed && !must_ask) co_return unwritten;
 
   call.kind = extent::ControlCall::Kind::commit;
   call.node = file.node;

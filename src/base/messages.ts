@@ -118,6 +118,35 @@ export type SetAttr = Static<typeof SetAttr>;
 /** `cacheable` false: somebody writes to the file, only getattr knows its present attributes. */
 export const DirectoryEntry = Type.Object({ name: Name, cookie: Bytes, attr: Attr, cacheable: Type.Optional(Type.Boolean()) });
 
+/** What the holder of a directory has done in it, in the order in which it did it. `at`: when. */
+export const NameOperation = Type.Union([
+  /** A file was made, and is open or idle there with a write delegation. `ino` is one of its numbers. */
+  Type.Object({
+    kind: Type.Literal('create'),
+    parent: Id,
+    name: Name,
+    ino: Id,
+    mode: Type.Integer(),
+    uid: Type.Integer(),
+    gid: Type.Integer(),
+    at: Time,
+  }),
+  /** A file lost its only name. `released`: its delegation went back with it; `record` is then its newest, if that changed. */
+  Type.Object({
+    kind: Type.Literal('unlink'),
+    parent: Id,
+    name: Name,
+    ino: Id,
+    released: Type.Boolean(),
+    record: Type.Optional(Blob),
+    at: Time,
+  }),
+]);
+export type NameOperation = Static<typeof NameOperation>;
+
+/** Inode numbers that nobody else gets. */
+const NumberRange = Type.Object({ first: Id, count: Type.Integer({ minimum: 0, maximum: 65536 }) });
+
 const Empty = Type.Object({});
 
 /** One operation: what is asked, what is answered. Failures are errors with a `code` (errors.ts), mostly an errno name. */
@@ -165,7 +194,9 @@ export const clientOperations = {
     Type.Object({ entries: Type.Array(DirectoryEntry), end: Type.Boolean() }),
   ),
   /** `parents` here and below: the directories that were changed, as they are now. */
-  /** Makes a name. With `open`, a file is opened for writing in the same step. `exclusive`: EEXIST if there; otherwise what is there is answered. */
+  /** Makes a name. With `open`, a file is opened for writing in the same step. `exclusive`: EEXIST if there; otherwise what is there is answered.
+   *  `delegate`: a directory that was made is the caller's to make and remove files in (`names`), with at least so many inode numbers
+   *  more for that. Nobody else sees it before it was recalled. */
   create: operation(
     Type.Object({
       parent: Id,
@@ -178,8 +209,14 @@ export const clientOperations = {
       target: Type.Optional(Type.String({ maxLength: 4095 })),
       open: Type.Boolean(),
       exclusive: Type.Boolean(),
+      delegate: Type.Optional(Type.Object({ numbers: Type.Integer({ minimum: 0, maximum: 65536 }) })),
     }),
-    Type.Object({ attr: Attr, parents: Type.Array(Attr), grant: Type.Optional(FileGrant) }),
+    Type.Object({
+      attr: Attr,
+      parents: Type.Array(Attr),
+      grant: Type.Optional(FileGrant),
+      delegated: Type.Optional(Type.Object({ layout: LayoutName, numbers: NumberRange })),
+    }),
   ),
   link: operation(Type.Object({ ino: Id, newParent: Id, newName: Name }), Type.Object({ attr: Attr, parents: Type.Array(Attr) })),
   /** directory: rmdir. Answers the inode's remaining attributes (nlink 0: it lives until its last holder releases it). */
@@ -199,6 +236,14 @@ export const clientOperations = {
     }),
     Type.Object({ replaced: Type.Optional(Attr), moved: Attr, parents: Type.Array(Attr) }),
   ),
+  /** What was done in delegated directories. Batches come in order of their rising numbers; one that was taken already changes nothing.
+   *  All of a batch is taken in one step, but for what is answered as failed. Answered when it survives the manager's death. */
+  names: operation(
+    Type.Object({ sequence: Type.Integer({ minimum: 1 }), operations: Type.Array(NameOperation) }),
+    Type.Object({ failed: Type.Array(Type.Object({ index: Type.Integer(), code: Type.String() })) }),
+  ),
+  inodeNumbers: operation(Type.Object({ count: Type.Integer({ minimum: 1, maximum: 65536 }) }), NumberRange),
+  returnDirectories: operation(Type.Object({ directories: Type.Array(Id) }), Empty),
   getxattrs: operation(Type.Object({ ino: Id }), Type.Object({ xattrs: Type.Record(Type.String(), Blob) })),
   /** value absent: removed (ENODATA if it was not there). create / replace as in setxattr(2). */
   setxattr: operation(
@@ -277,6 +322,8 @@ export const clientPushes = {
       locks: Type.Optional(Type.Array(Lock)),
     }),
   ),
+  /** Others want to see a directory: answered when everything done in it is with the manager; from then on it is nobody's. */
+  recallDirectory: operation(Type.Object({ directory: Id }), Empty),
   /** The delegation is now this (the others went away). Answered at once. */
   grant: operation(Type.Object({ grant: FileGrant }), Empty),
   /** Current attributes of a file that this client holds for writing. */

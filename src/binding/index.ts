@@ -158,6 +158,8 @@ export interface NativeMount {
   setLocked(node: number, locked: boolean): void;
   /** Whether it is set-user-ID or set-group-ID: then what is written past the kernel's cache makes the dropPrivileges upcall first. */
   setPrivileged(node: number, privileged: boolean): void;
+  /** Whether the manager does not know the file yet: fsync then makes the commit upcall although nothing changed. */
+  setUnannounced(node: number, unannounced: boolean): void;
   /** How the open is answered. keepsPages: with keep_cache; direct: the kernel is told to keep nothing of what goes through it. */
   openHandle(node: number, flags: number, kernel: { keepsPages: boolean; direct: boolean }): number;
   closeHandle(handle: number): void;

@@ -171,6 +171,7 @@ export class ManagerSession implements Manager {
     // One method per push, so that a push added to the table and not handled does not compile.
     return {
       recall: async (ask) => (await this.pushes).recall(ask),
+      recallDirectory: async (ask) => (await this.pushes).recallDirectory(ask),
       grant: async (ask) => (await this.pushes).grant(ask),
       attributes: async (ask) => (await this.pushes).attributes(ask),
       invalidateEntries: async (ask) => (await this.pushes).invalidateEntries(ask),

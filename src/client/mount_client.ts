@@ -14,9 +14,11 @@ import { Commits } from './commits.js';
 import { Cuts } from './cuts.js';
 import { DirectoryActivity } from './directory_activity.js';
 import { HeldFiles } from './held_files.js';
+import { LocalDirectories } from './local_directories.js';
 import { LockKeeper } from './lock_keeper.js';
 import type { ClientOperations, Manager, PushHandlers } from './manager.js';
 import type { Hello, SessionEvents } from './manager_session.js';
+import { NameJournal } from './name_journal.js';
 import { Pushes } from './pushes.js';
 import { KnownRegions } from './regions.js';
 import { Rejoining } from './rejoining.js';
@@ -48,6 +50,7 @@ export interface MountClientOptions {
 type Room = Answer<ClientOperations, 'statfs'>;
 
 export class MountClient {
+  /** Whatever is asked by it goes behind what was done in our directories. */
   readonly manager: Manager;
   readonly native: NativeMount;
   readonly log: Logger;
@@ -55,7 +58,8 @@ export class MountClient {
   readonly held: HeldFiles;
   readonly locks: LockKeeper;
   readonly cuts: Cuts;
-  readonly directories = new DirectoryActivity();
+  readonly directories: LocalDirectories;
+  readonly activity = new DirectoryActivity();
 
   private readonly session: ClientSession;
   private readonly regions: KnownRegions;
@@ -71,21 +75,24 @@ export class MountClient {
   constructor(options: MountClientOptions) {
     const { session, native, log, errnoOf } = options;
     this.session = session;
-    this.manager = session;
+    const journal = new NameJournal(session);
+    this.manager = journal;
     this.native = native;
     this.log = log;
     this.onFenced = (why) => options.onFenced(why);
     this.cache = new AttributeCache(session);
-    this.regions = new KnownRegions(session, native);
-    this.held = new HeldFiles(session, native, this.regions, log, options.maxIdleFiles);
-    this.locks = new LockKeeper(session, native, this.held);
-    this.commits = new Commits(session, native, this.held, log);
-    this.cuts = new Cuts(session, native, this.held, this.regions);
-    this.reserve = new Reserve(session, native, this.regions, log, options.reserveBytes);
+    this.regions = new KnownRegions(journal, native);
+    this.held = new HeldFiles(journal, native, this.regions, log, options.maxIdleFiles);
+    this.locks = new LockKeeper(journal, native, this.held);
+    this.commits = new Commits(journal, native, this.held, log);
+    this.cuts = new Cuts(journal, native, this.held, this.regions);
+    this.reserve = new Reserve(journal, native, this.regions, log, options.reserveBytes);
+    const wait = new BoundedWait(log);
+    this.directories = new LocalDirectories({ journal, native, cache: this.cache, held: this.held, wait, log });
     const parts = { ...this.parts(), errnoOf };
     this.upcalls = new Upcalls(parts);
     this.rejoining = new Rejoining(parts);
-    this.pushes = new Pushes({ ...parts, directories: this.directories, wait: new BoundedWait(log) });
+    this.pushes = new Pushes({ ...parts, activity: this.activity, wait });
   }
 
   /** Tells native who there is, takes pushes, and gets the first room to write to (or warns that there is none). */
@@ -138,6 +145,10 @@ export class MountClient {
     const failed: number[] = [];
     const files = [...this.held.all()].filter(({ mode, unlinked }) => mode === 'write' && !unlinked);
     await Promise.all(files.map(({ ino }) => this.writeBack(ino).catch(() => void failed.push(ino))));
+    await this.directories.settled().catch((error: unknown) => {
+      this.log.error({ error }, 'changes of names could not be told to the manager');
+      failed.push(...this.directories.unwritten());
+    });
     return failed;
   }
 
@@ -155,6 +166,7 @@ export class MountClient {
       commits: this.commits.counters(),
       reserve: this.reserve.counters(),
       locks: this.locks.counters(),
+      directories: this.directories.counters(),
       pushes: this.pushes.counters(),
       fences: this.rejoining.counters(),
     };
@@ -180,6 +192,7 @@ export class MountClient {
     this.cache.clear();
     this.held.forgetChanges();
     const notices = [
+      this.directories.sessionLost(),
       ...entries.map(({ parent, name }) => this.native.invalidateEntry(parent, name)),
       ...inodes.map((ino) => this.native.invalidateInode(ino, -1, 0)),
     ];
@@ -190,8 +203,10 @@ export class MountClient {
   }
 
   private async resumed(hello: Hello): Promise<void> {
-    const restated = this.locks.restate(); // before anything else is asked
+    const named = this.directories.sessionResumed(); // before anything else is asked
+    const restated = this.locks.restate();
     this.regions.putAppliances(hello.appliances);
+    await named;
     await restated;
     await this.commits.recommit();
     this.held.giveBackOwed();
@@ -206,12 +221,12 @@ export class MountClient {
     this.onFenced(why);
   }
 
-  private parts(): Pick<MountClient, 'manager' | 'native' | 'log' | 'cache' | 'held' | 'locks'> & {
+  private parts(): Pick<MountClient, 'manager' | 'native' | 'log' | 'cache' | 'held' | 'locks' | 'directories'> & {
     regions: KnownRegions;
     commits: Commits;
     reserve: Reserve;
   } {
-    const { manager, native, log, cache, held, locks, regions, commits, reserve } = this;
-    return { manager, native, log, cache, held, locks, regions, commits, reserve };
+    const { manager, native, log, cache, held, locks, directories, regions, commits, reserve } = this;
+    return { manager, native, log, cache, held, locks, directories, regions, commits, reserve };
   }
 }

@@ -13,6 +13,7 @@ import type { BoundedWait } from './bounded_wait.js';
 import type { DirectoryActivity } from './directory_activity.js';
 import { isOpen, type HeldFile, type HeldFiles } from './held_files.js';
 import type { LockKeeper } from './lock_keeper.js';
+import type { LocalDirectories } from './local_directories.js';
 import type { ClientPushes, Manager, PushHandlers } from './manager.js';
 import type { KnownRegions } from './regions.js';
 import type { Reserve } from './reserve.js';
@@ -28,7 +29,8 @@ export interface PushParts {
   regions: KnownRegions;
   reserve: Reserve;
   locks: LockKeeper;
-  directories: DirectoryActivity;
+  activity: DirectoryActivity;
+  directories: LocalDirectories;
   wait: BoundedWait;
   log: Logger;
 }
@@ -59,6 +61,11 @@ export class Pushes implements PushHandlers {
     }
   }
 
+  async recallDirectory({ directory }: PushAsk<'recallDirectory'>): Promise<typeof DONE> {
+    await this.parts.directories.recalled(directory);
+    return DONE;
+  }
+
   /** Answered at once: that this client may have more is written down, and it takes it when it can. */
   grant({ grant }: PushAsk<'grant'>): typeof DONE {
     const { held, log } = this.parts;
@@ -75,11 +82,11 @@ export class Pushes implements PushHandlers {
   }
 
   async invalidateEntries({ entries }: PushAsk<'invalidateEntries'>): Promise<typeof DONE> {
-    const { cache, native, directories, wait } = this.parts;
+    const { cache, native, activity, wait } = this.parts;
     const notices = entries.map(({ parent, name }) => {
       cache.invalidateEntry(parent, name);
       cache.invalidateAttr(parent);
-      return directories.settleUnlessBusy(parent, native.invalidateEntry(parent, name));
+      return activity.settleUnlessBusy(parent, native.invalidateEntry(parent, name));
     });
     await wait.settle(Promise.all(notices), 'names');
     return DONE;

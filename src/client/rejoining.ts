@@ -12,6 +12,7 @@ import type { Logger } from '../base/logger.js';
 import type { NativeMount } from '../binding/index.js';
 import type { Commits } from './commits.js';
 import type { HeldFile, HeldFiles } from './held_files.js';
+import type { LocalDirectories } from './local_directories.js';
 import type { LockKeeper } from './lock_keeper.js';
 import type { Manager } from './manager.js';
 import type { Hello } from './manager_session.js';
@@ -25,6 +26,7 @@ export interface RejoiningParts {
   manager: Manager;
   native: NativeMount;
   held: HeldFiles;
+  directories: LocalDirectories;
   locks: LockKeeper;
   commits: Commits;
   regions: KnownRegions;
@@ -42,11 +44,12 @@ export class Rejoining {
 
   /** Before any other ask of the new session. */
   async begin({ client, generation, key, appliances }: Hello): Promise<void> {
-    const { native, held, locks, commits, regions, reserve } = this.parts;
+    const { native, held, directories, locks, commits, regions, reserve } = this.parts;
     this.fences += 1;
     this.tellLost();
     const rejoined = native.rejoin({ client, clientGeneration: generation, clientKey: key });
     commits.fenced();
+    directories.fenced();
     const locked = locks.fenced();
     regions.clear();
     held.voidAll();

@@ -2,7 +2,7 @@
  * What native's reactors ask while they write: that the manager learns of a record, more room, agreement on extents of a shared
  * file, and that others drop what was just overwritten. Every question with an id is answered exactly once.
  */
-import { ExtmemError } from '../base/errors.js';
+import { codeOf, ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { decodeRecord, encodeRecord, mergeExtents, recordChange } from '../base/file_record.js';
 import { withoutPrivileges } from '../base/mode_bits.js';
@@ -12,6 +12,7 @@ import type { Commits } from './commits.js';
 import type { HeldFiles } from './held_files.js';
 import type { LockKeeper } from './lock_keeper.js';
 import type { Manager } from './manager.js';
+import type { LocalDirectories } from './local_directories.js';
 import type { KnownRegions } from './regions.js';
 import type { Reserve } from './reserve.js';
 
@@ -26,6 +27,7 @@ export interface UpcallParts {
   regions: KnownRegions;
   locks: LockKeeper;
   commits: Commits;
+  directories: LocalDirectories;
   reserve: Reserve;
   log: Logger;
   /** The one map of failures to errno (src/fs/errno.ts), given from above. */
@@ -70,13 +72,21 @@ export class Upcalls {
 
   /** The manager takes records from whoever holds a file for writing; of others it makes sure that what it has survives. */
   private async commit({ node, record, owner }: Asked<'commit'>): Promise<undefined> {
-    const { held, commits, locks } = this.parts;
+    const { held, commits, directories, locks } = this.parts;
     const file = held.get(node);
+    const isUnannounced = directories.isUnannounced(node);
     try {
       // Its record is not ours to promise before the manager said whether it was truncated.
       if (file?.uncertain === true)
         throw new ExtmemError('EIO', `committing inode ${node}: a truncation is uncertain until the manager is back`);
-      if (record.length > 0 && file?.unlinked === false) await commits.commit(node, record);
+      if (file?.unlinked !== false) return;
+      if (record.length > 0) await commits.commit(node, record);
+      else if (isUnannounced) await directories.settled();
+    } catch (error) {
+      // Without its name the record beside its first region is of no use to anybody.
+      if (isUnannounced && codeOf(error) === 'ENOTCONN')
+        throw new ExtmemError('EIO', `committing inode ${node}: the manager died before it knew the file`, { cause: error });
+      throw error;
     } finally {
       if (owner !== '') await locks.releaseOwner(node, owner, false);
     }

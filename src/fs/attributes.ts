@@ -7,7 +7,9 @@ import type { FileSystem, Reply, Request } from './file_system.js';
 import { decodeSetattr, encodeAttr, encodeStatfs, FATTR, readHandle, type SetattrIn } from './fuse_wire.js';
 
 export function getattr(fs: FileSystem, { node }: Request): Reply | Promise<Reply> {
-  const { cache, held, manager } = fs.client;
+  const { cache, directories, held, manager } = fs.client;
+  const ours = directories.attrOf(node);
+  if (ours !== undefined) return encodeAttr(ours, fs.client.validityMs());
   const attr = cache.attr(node);
   if (attr !== undefined) return encodeAttr(fs.current(attr), fs.attrMs(node, true));
   // Open files go on while the manager is dead: what was last known of them is what they are, as far as anybody can tell.
@@ -28,13 +30,14 @@ async function getattrAsking(fs: FileSystem, ino: number): Promise<Reply> {
 }
 
 export async function setattr(fs: FileSystem, { node: ino, body }: Request): Promise<Reply> {
-  const { cache, cuts, held, manager } = fs.client;
+  const { cache, cuts, directories, held, manager } = fs.client;
   const asked = decodeSetattr(body);
   if (asked.valid & FATTR.fh) fs.checkHandle(readHandle(body, 8));
   const set = requestedChanges(asked);
   const { size } = set;
   const attr = size === undefined ? (await manager.ask('setattr', { ino, set })).attr : await cuts.resize(ino, { ...set, size });
   held.noteAttr(attr);
+  directories.noteAttr(attr);
   const file = held.get(ino);
   if (file?.mode === 'write' && (set.mtime !== undefined || set.ctime !== undefined))
     fs.native.setTimes(ino, set.mtime, set.ctime ?? attr.ctime);

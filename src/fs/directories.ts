@@ -8,7 +8,7 @@ import { ExtmemError } from '../base/errors.js';
 import type { Answer } from '../base/messages.js';
 import type { ClientOperations } from '../client/manager.js';
 import type { FileSystem, Reply, Request } from './file_system.js';
-import { decodeReaddir, decodeRelease, DirentWriter, encodeOpen } from './fuse_wire.js';
+import { decodeFsync, decodeReaddir, decodeRelease, DirentWriter, encodeOpen } from './fuse_wire.js';
 
 const PAGE_ENTRIES = 1024;
 const DOT_OFFSETS = 2;
@@ -21,12 +21,14 @@ export interface DirectoryHandle {
   /** Cookie after which `page.entries[index]` comes. */
   cookie: number;
   index: number;
+  /** Of operations in it that were answered and then refused by the manager: as many as this handle has reported. */
+  failures: number;
 }
 
 export function opendir(fs: FileSystem, { node }: Request): Reply {
   const handle = fs.nextDirectoryHandle;
   fs.nextDirectoryHandle += 1;
-  fs.directories.set(handle, { ino: node, page: undefined, cookie: 0, index: 0 });
+  fs.directories.set(handle, { ino: node, page: undefined, cookie: 0, index: 0, failures: fs.client.directories.failuresOf(node) });
   return encodeOpen(handle, 0);
 }
 
@@ -35,9 +37,16 @@ export function releasedir(fs: FileSystem, { body }: Request): Reply {
   return undefined;
 }
 
-/** Names are the manager's and survive its death before they are answered. */
-export function syncDirectory(): Reply {
-  return undefined;
+/** What was done in a directory of ours survives the manager's death when this is answered; all else does so anyhow. */
+export async function syncDirectory(fs: FileSystem, { body }: Request): Promise<Reply> {
+  const { directories } = fs.client;
+  const handle = fs.directories.get(decodeFsync(body).handle);
+  if (handle === undefined) throw new ExtmemError('EBADF', 'syncing a directory: its handle is not known');
+  await directories.settled();
+  const failures = directories.failuresOf(handle.ino);
+  if (failures === handle.failures) return undefined;
+  handle.failures = failures;
+  throw new ExtmemError('EIO', `syncing directory ${handle.ino}: the manager refused what had been answered as done in it`);
 }
 
 export function readdir(fs: FileSystem, { body }: Request): Reply | Promise<Reply> {

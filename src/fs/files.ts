@@ -4,6 +4,8 @@
  */
 import { constants } from 'node:fs';
 import { ExtmemError } from '../base/errors.js';
+import type { Attr } from '../base/messages.js';
+import type { FillStamp } from '../client/attribute_cache.js';
 import type { HeldFile, OpenMode } from '../client/held_files.js';
 import { isOpen } from '../client/held_files.js';
 import { sizeNow, timeNow } from './attributes.js';
@@ -22,7 +24,7 @@ import {
   O_TRUNC,
   readHandle,
 } from './fuse_wire.js';
-import { noteNewName, whileBusy } from './names.js';
+import { noteNewName, PERMISSION_BITS, whileBusy } from './names.js';
 
 const FALLOC_KEEP_SIZE = 0x01;
 const FALLOC_PUNCH_HOLE = 0x02;
@@ -76,13 +78,26 @@ async function truncateOpened(fs: FileSystem, file: HeldFile, mode: OpenMode): P
   }
 }
 
-export async function create(fs: FileSystem, { node: parent, uid, gid, body }: Request): Promise<Reply> {
+export function create(fs: FileSystem, request: Request): Reply | Promise<Reply> {
+  const { node: parent, uid, gid, body } = request;
+  const { flags, mode: permissions, name } = decodeCreate(body);
+  const open = modeOf(flags);
+  const file = fs.client.directories.create(parent, { name, mode: permissions & PERMISSION_BITS, uid, gid, open });
+  if (file === undefined) return createAsking(fs, request);
+  const stamp = fs.client.cache.beginFill();
+  return finishCreate(fs, { parent, name, stamp, parents: [], flags }, file, file.attr);
+}
+
+async function createAsking(fs: FileSystem, { node: parent, uid, gid, body }: Request): Promise<Reply> {
   const { flags, mode: permissions, name } = decodeCreate(body);
   const { cache, held, manager } = fs.client;
   const stamp = cache.beginFill();
   const exclusive = (flags & O_EXCL) !== 0;
   const { attr, parents, grant } = await whileBusy(fs, [parent], () =>
-    manager.ask('create', { parent, name, kind: 'file', mode: permissions & 0o7777, uid, gid, rdev: 0, open: true, exclusive }),
+    manager.ask('create', {
+      ...{ parent, name, kind: 'file', mode: permissions & PERMISSION_BITS, uid, gid, rdev: 0 },
+      ...{ open: true, exclusive },
+    }),
   );
   if (attr.kind === 'directory') throw new ExtmemError('EISDIR', `creating ${name}: it is a directory`);
   // Somebody else made it meanwhile, and not as a file: the kernel is to look again.
@@ -90,12 +105,26 @@ export async function create(fs: FileSystem, { node: parent, uid, gid, body }: R
   const mode = modeOf(flags);
   const file = grant === undefined ? await held.open(attr.ino, mode) : held.openGranted(grant, mode);
   if ((flags & O_TRUNC) !== 0 && sizeNow(fs, attr) > 0) await truncateOpened(fs, file, mode);
-  const [handle, openFlags] = openHandle(fs, file, mode, flags);
-  const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino }, parents);
+  return finishCreate(fs, { parent, name, stamp, parents, flags }, file, attr);
+}
+
+interface Created {
+  parent: number;
+  name: string;
+  stamp: FillStamp;
+  parents: readonly Attr[];
+  flags: number;
+}
+
+function finishCreate(fs: FileSystem, made: Created, file: HeldFile, attr: Attr): Reply {
+  const { ino } = attr;
+  const { parent, name, stamp, parents, flags } = made;
+  const [handle, openFlags] = openHandle(fs, file, modeOf(flags), flags);
+  const keep = noteNewName(fs, stamp, { parent, name, ino }, parents);
   const alone = keep && file.mode === 'write';
-  if (alone) cache.keepAttr(stamp, attr);
-  fs.nodes.count(attr.ino);
-  return encodeCreate(fs.current(file.attr), fs.validity(attr.ino, { entry: keep, attr: alone }), handle, openFlags);
+  if (alone) fs.client.cache.keepAttr(stamp, attr);
+  fs.nodes.count(ino);
+  return encodeCreate(fs.current(file.attr), fs.validity(ino, { entry: keep, attr: alone }), handle, openFlags);
 }
 
 export function release(fs: FileSystem, { body }: Request): Reply | Promise<Reply> {

@@ -20,12 +20,14 @@ import {
   RENAME_NOREPLACE,
 } from './fuse_wire.js';
 
-const PERMISSION_BITS = 0o7777;
+export const PERMISSION_BITS = 0o7777;
 
 export function lookup(fs: FileSystem, { node: parent, body }: Request): Reply | Promise<Reply> {
   const name = readName(body, 0);
-  const { cache } = fs.client;
+  const { cache, directories } = fs.client;
   const known = cache.entry(parent, name);
+  // Not to be believed by the kernel: nobody would tell it.
+  if (known === undefined && directories.isAbsent(parent, name)) return encodeNegativeEntry(0);
   if (known === 0) return encodeNegativeEntry(fs.client.validityMs());
   if (known !== undefined) {
     const attr = cache.attr(known);
@@ -79,9 +81,10 @@ export function symlink(fs: FileSystem, request: Request): Promise<Reply> {
 
 async function make(fs: FileSystem, { node: parent, uid, gid }: Request, made: NewInode): Promise<Reply> {
   const { name, kind, target } = made;
-  const { cache } = fs.client;
+  const { cache, directories } = fs.client;
   const stamp = cache.beginFill();
-  const { attr, parents } = await whileBusy(fs, [parent], () =>
+  const delegate = kind === 'directory' ? { delegate: { numbers: directories.numbersWanted } } : {};
+  const { attr, parents, delegated } = await whileBusy(fs, [parent], () =>
     fs.client.manager.ask('create', {
       parent,
       name,
@@ -93,8 +96,10 @@ async function make(fs: FileSystem, { node: parent, uid, gid }: Request, made: N
       ...(target === undefined ? {} : { target }),
       open: false,
       exclusive: true,
+      ...delegate,
     }),
   );
+  if (delegated !== undefined) directories.take(attr, delegated);
   const keep = noteNewName(fs, stamp, { parent, name, ino: attr.ino }, parents);
   cache.keepAttr(stamp, attr);
   return fs.entry(attr, { entry: keep, attr: keep });
@@ -108,22 +113,33 @@ interface MadeName {
 
 /** A name that we made: from here on the manager tells us when it changes. Answers whether it may be believed. */
 export function noteNewName(fs: FileSystem, stamp: FillStamp, made: MadeName, parents: readonly Attr[]): boolean {
-  const { cache } = fs.client;
-  for (const attr of parents) cache.replaceAttr(attr);
+  const { cache, directories } = fs.client;
+  noteParents(fs, parents);
+  directories.noteName(made.parent, made.name, made.ino);
   cache.dropEntry(made.parent, made.name); // also when the new one may not be kept: what it was before is wrong now
   cache.keepEntry(stamp, made.parent, made.name, made.ino);
   return cache.mayKeep(stamp);
+}
+
+function noteParents(fs: FileSystem, parents: readonly Attr[]): void {
+  const { cache, directories } = fs.client;
+  for (const attr of parents) {
+    cache.replaceAttr(attr);
+    directories.noteAttr(attr);
+  }
 }
 
 export async function link(fs: FileSystem, { node: newParent, body }: Request): Promise<Reply> {
   const { ino, newName } = decodeLink(body);
   const stamp = fs.client.cache.beginFill();
   const { attr, parents } = await whileBusy(fs, [newParent], () => fs.client.manager.ask('link', { ino, newParent, newName }));
+  fs.client.directories.noteLink(ino);
   const keep = noteNewName(fs, stamp, { parent: newParent, name: newName, ino }, parents);
   return fs.entry(attr, { entry: keep, attr: fs.client.cache.replaceAttr(attr) });
 }
 
-export function unlink(fs: FileSystem, request: Request): Promise<Reply> {
+export function unlink(fs: FileSystem, request: Request): Reply | Promise<Reply> {
+  if (fs.client.directories.unlink(request.node, readName(request.body, 0))) return undefined;
   return remove(fs, request, false);
 }
 
@@ -133,10 +149,13 @@ export function rmdir(fs: FileSystem, request: Request): Promise<Reply> {
 
 async function remove(fs: FileSystem, { node: parent, body }: Request, directory: boolean): Promise<Reply> {
   const name = readName(body, 0);
-  const { cache, held, manager } = fs.client;
+  const { cache, directories, held, manager } = fs.client;
   const { attr, parents } = await whileBusy(fs, [parent], () => manager.ask('unlink', { parent, name, directory }));
   cache.replaceEntry(parent, name);
-  for (const changed of [attr, ...parents]) cache.replaceAttr(changed);
+  cache.replaceAttr(attr);
+  directories.noteRemoval(parent, name);
+  directories.noteAttr(attr);
+  noteParents(fs, parents);
   held.noteAttr(attr);
   return undefined;
 }
@@ -158,18 +177,24 @@ export function rename2(fs: FileSystem, { node, body }: Request): Promise<Reply>
 
 async function move(fs: FileSystem, parent: number, { newParent, flags, name, newName }: Renaming): Promise<Reply> {
   if ((flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE)) !== 0) throw new ExtmemError('EINVAL', `renaming ${name}: unknown flags ${flags}`);
-  const { cache, held, manager } = fs.client;
+  const { cache, directories, held, manager } = fs.client;
   const exchange = (flags & RENAME_EXCHANGE) !== 0;
   const stamp = cache.beginFill();
   const { moved, replaced, parents } = await whileBusy(fs, [parent, newParent], () =>
     manager.ask('rename', { parent, name, newParent, newName, noReplace: (flags & RENAME_NOREPLACE) !== 0, exchange }),
   );
   cache.replaceEntry(parent, name); // before: both may be the same name
-  if (exchange) cache.dropEntry(parent, name);
+  directories.noteRemoval(parent, name);
+  if (exchange) {
+    cache.dropEntry(parent, name);
+    directories.giveBack([parent, newParent]);
+  }
   noteNewName(fs, stamp, { parent: newParent, name: newName, ino: moved.ino }, parents);
   cache.replaceAttr(moved);
   if (replaced !== undefined) {
     cache.replaceAttr(replaced);
+    directories.noteLink(replaced.ino); // not by that name any more
+    directories.noteAttr(replaced);
     held.noteAttr(replaced);
   }
   return undefined;
@@ -177,11 +202,11 @@ async function move(fs: FileSystem, parent: number, { newParent, flags, name, ne
 
 /** While the kernel holds the directories' locks for an operation of ours, notices about names in them are not waited for. */
 export async function whileBusy<Result>(fs: FileSystem, parents: readonly number[], work: () => Promise<Result>): Promise<Result> {
-  const { directories } = fs.client;
-  for (const parent of parents) directories.enter(parent);
+  const { activity } = fs.client;
+  for (const parent of parents) activity.enter(parent);
   try {
     return await work();
   } finally {
-    for (const parent of parents) directories.leave(parent);
+    for (const parent of parents) activity.leave(parent);
   }
 }

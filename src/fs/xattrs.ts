@@ -47,7 +47,8 @@ async function change(
   ino: number,
   asked: { name: string; value?: Uint8Array; create: boolean; replace: boolean },
 ): Promise<void> {
-  const { cache, manager } = fs.client;
+  const { cache, directories, manager } = fs.client;
+  directories.giveBack([ino]); // its layout is that of files that are made in it
   const { attr } = await manager.ask('setxattr', { ino, ...asked });
   cache.replaceAttr(attr); // and with it what was cached of its extended attributes
 }

@@ -8,16 +8,18 @@ import type { Extent } from '../base/file_record.js';
 import type { Attr, LayoutName } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import type { Contents, ContentsParts } from './contents.js';
+import type { DirectoryDelegations } from './directory_delegations.js';
 import { roundUpToPages, type Files } from './files.js';
 import { attrOf, DEFAULT_LAYOUT, findFile, findInode, ROOT_INO, type Inode } from './inode.js';
 import { limits } from './limits.js';
-import { putInode } from './names.js';
+import { putInode, type Names } from './names.js';
 import { shareOf, type PlacementStrategy } from './placement.js';
 import { UNBORN_INO, type Region } from './regions.js';
 
 const EMPTY_BATCH = 256;
 
 export interface AllocationParts extends Omit<ContentsParts, 'fence'> {
+  directories: DirectoryDelegations;
   contents: Contents;
   placement: PlacementStrategy;
   dedicatedBytes: number;
@@ -45,7 +47,7 @@ export class Allocations {
   async create(ask: { path: string; bytes: number; layout?: LayoutName; dedicated?: boolean }): Promise<AllocationInfo> {
     const { store, names, interest } = this.parts;
     checkSize(ask.bytes);
-    const { parent, name } = this.parentOf(ask.path);
+    const { parent, name } = await this.parentOf(ask.path);
     if (names.lookup(store, parent.ino, name) !== undefined) throw new ExtmemError('EEXIST', `${ask.path} exists`);
     const layout = ask.layout ?? parent.layout ?? DEFAULT_LAYOUT;
     const isDedicated = ask.dedicated ?? ask.bytes >= this.parts.dedicatedBytes;
@@ -78,7 +80,7 @@ export class Allocations {
   async resize(path: string, bytes: number): Promise<AllocationInfo> {
     checkSize(bytes);
     const { store, contents, regions } = this.parts;
-    const inode = this.findPath(path);
+    const inode = await this.findPath(path);
     findFile(store, inode.ino);
     const isDedicated = regions.ofFile(inode.ino).length > 0;
     const end = this.allocatedEnd(inode.ino);
@@ -100,28 +102,27 @@ export class Allocations {
   }
 
   async destroy(path: string, recursive = false): Promise<void> {
-    const { parent, name } = this.parentOf(path);
-    const inode = this.findPath(path);
+    const { parent, name } = await this.parentOf(path);
+    const inode = await this.findPath(path);
     if (inode.kind !== 'directory' || !recursive) return this.unlink(parent.ino, name, false);
     await this.empty(inode.ino);
     await this.unlink(parent.ino, name, true);
   }
 
   /** Says who holds it; what is open is renewed by its client. An allocation without a time limit needs no more. */
-  renew(path: string): AllocationInfo {
+  renew(path: string): Promise<AllocationInfo> {
     return this.info(path);
   }
 
-  info(path: string): AllocationInfo {
-    return this.describe(path, this.findPath(path));
+  async info(path: string): Promise<AllocationInfo> {
+    return this.describe(path, await this.findPath(path));
   }
 
   /** What is in a directory, in the order of its making; `after`: the cookie (`next`) that the last answer ended with. */
-  list(path: string, page: { after: number; limit: number }): { allocations: AllocationInfo[]; next?: number } {
-    const { store, names } = this.parts;
-    const directory = this.findPath(path);
+  async list(path: string, page: { after: number; limit: number }): Promise<{ allocations: AllocationInfo[]; next?: number }> {
+    const directory = await this.findPath(path);
     if (directory.kind !== 'directory') return { allocations: [this.describe(path, directory)] };
-    const { entries, end } = names.readdir(store, { ino: directory.ino, cookie: page.after, limit: page.limit });
+    const { entries, end } = await this.read({ ino: directory.ino, cookie: page.after, limit: page.limit });
     const next = entries.at(-1)?.cookie;
     return {
       allocations: entries.map(({ name, inode }) => this.describe(`${path}/${name}`, inode)),
@@ -138,21 +139,29 @@ export class Allocations {
     });
   }
 
-  findPath(path: string): Inode {
-    const { store, names } = this.parts;
+  private async findPath(path: string): Promise<Inode> {
+    const { store, names, directories } = this.parts;
     let inode = findInode(store, ROOT_INO);
     for (const name of splitPath(path)) {
-      const next = names.lookup(store, inode.ino, name);
+      const parent = inode.ino;
+      const find = (): Inode | undefined => names.lookup(store, parent, name);
+      const next = await directories.seeing(undefined, () => [parent, find()], find);
       if (next === undefined) throw new ExtmemError('ENOENT', `${path} does not exist`);
       inode = next;
     }
     return inode;
   }
 
+  /** A page of a directory, and nobody else has it or what is in it to himself. */
+  private async read(ask: { ino: number; cookie: number; limit: number }): Promise<ReturnType<Names['readdir']>> {
+    const { store, names, directories } = this.parts;
+    const page = (): ReturnType<Names['readdir']> => names.readdir(store, ask);
+    return directories.seeing(undefined, () => [ask.ino, ...page().entries.map(({ inode }) => inode)], page);
+  }
+
   private async empty(directory: number): Promise<void> {
-    const { store, names } = this.parts;
     for (let end = false; !end;) {
-      const page = names.readdir(store, { ino: directory, cookie: 0, limit: EMPTY_BATCH });
+      const page = await this.read({ ino: directory, cookie: 0, limit: EMPTY_BATCH });
       end = page.end;
       for (const { inode } of page.entries) if (inode.kind === 'directory') await this.empty(inode.ino);
       await Promise.all(page.entries.map(({ name, inode }) => this.unlink(directory, name, inode.kind === 'directory')));
@@ -169,11 +178,11 @@ export class Allocations {
     reclaimer.start(tickets);
   }
 
-  private parentOf(path: string): { parent: Inode; name: string } {
+  private async parentOf(path: string): Promise<{ parent: Inode; name: string }> {
     const parts = splitPath(path);
     const name = parts.pop();
     if (name === undefined) throw new ExtmemError('EINVAL', 'the root directory is no allocation');
-    const parent = this.findPath(parts.join('/'));
+    const parent = await this.findPath(parts.join('/'));
     if (parent.kind !== 'directory') throw new ExtmemError('ENOTDIR', `/${parts.join('/')} is no directory`);
     return { parent, name };
   }

@@ -8,9 +8,10 @@ import type { Answer, Ask, Attr, clientOperations } from '../base/messages.js';
 import { PROTOCOL_VERSION, Right } from '../base/protocol.js';
 import type { Handlers } from '../base/session.js';
 import type { Client, ClientSession } from './clients.js';
-import { attrOf, findInode, ROOT_INO, type Inode } from './inode.js';
+import { attrOf, DEFAULT_LAYOUT, findInode, ROOT_INO, type Inode } from './inode.js';
 import { directoryLock } from './interest.js';
 import { times } from './limits.js';
+import { takeNumber } from './metadata_store.js';
 import type { Parts } from './parts.js';
 import { READ_WRITE } from './regions.js';
 
@@ -35,6 +36,7 @@ export function clientConnection(parts: Parts): ClientConnection {
 
   const handlers: Handlers<Operations> = {
     ...namespaceHandlers(parts, me),
+    ...changeHandlers(parts, me),
     ...contentHandlers(parts, me),
     ...lockHandlers(parts, me),
     hello: async (ask) => {
@@ -74,10 +76,11 @@ export function clientConnection(parts: Parts): ClientConnection {
   return { handlers, attach: (opened) => void (session = opened) };
 }
 
-type NamespaceName = 'lookup' | 'getattr' | 'readdir' | 'create' | 'link' | 'unlink' | 'rename';
+type NamespaceName = 'lookup' | 'getattr' | 'readdir' | 'create';
 
 function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, NamespaceName> {
-  const { store, names, interest, delegations, reclaimer } = parts;
+  const { store, names, interest, delegations, directories } = parts;
+  const child = (parent: number, name: string): Inode | undefined => names.lookup(store, parent, name);
 
   /** Attributes for an answer, at once where nobody needs to be asked. The client is told when those that it may keep change. */
   const attributesFor = (
@@ -93,55 +96,116 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
   return {
     lookup: ({ parent, name }) => {
       const client = me();
-      const inode = names.lookup(store, parent, name);
-      interest.noteEntry(client, parent, name);
-      return inode === undefined ? { cacheable: true } : attributesFor(client, inode);
+      return directories.seeing(
+        client,
+        () => [parent, child(parent, name)],
+        () => {
+          const inode = child(parent, name);
+          interest.noteEntry(client, parent, name);
+          return inode === undefined ? { cacheable: true } : attributesFor(client, inode);
+        },
+      );
     },
-    getattr: ({ ino }) => attributesFor(me(), findInode(store, ino)),
+    getattr: ({ ino }) => {
+      const client = me();
+      const find = (): Inode => findInode(store, ino);
+      return directories.seeing(
+        client,
+        () => [find()],
+        () => attributesFor(client, find()),
+      );
+    },
     readdir: (ask) => {
       const client = me();
-      const { entries, end } = names.readdir(store, ask);
-      return {
-        entries: entries.map(({ name, cookie, inode }) => {
-          interest.noteEntry(client, ask.ino, name);
-          const cacheable = delegations.isCacheable(client, inode.ino);
-          if (cacheable) interest.noteAttributes(client, inode.ino);
-          return { name, cookie, attr: attrOf(inode), cacheable };
-        }),
-        end,
-      };
+      const page = (): ReturnType<typeof names.readdir> => names.readdir(store, ask);
+      return directories.seeing(
+        client,
+        () => [ask.ino, ...page().entries.map(({ inode }) => inode)],
+        () => {
+          const { entries, end } = page();
+          return {
+            entries: entries.map(({ name, cookie, inode }) => {
+              interest.noteEntry(client, ask.ino, name);
+              const cacheable = delegations.isCacheable(client, inode.ino);
+              if (cacheable) interest.noteAttributes(client, inode.ino);
+              return { name, cookie, attr: attrOf(inode), cacheable };
+            }),
+            end,
+          };
+        },
+      );
     },
-    create: (ask) => create(parts, me(), ask),
+    create: (ask) => {
+      const client = me();
+      return directories.seeing(
+        client,
+        () => [ask.parent, child(ask.parent, ask.name)],
+        () => create(parts, client, ask),
+      );
+    },
+  };
+}
+
+type ChangeName = 'link' | 'unlink' | 'rename' | 'names' | 'inodeNumbers' | 'returnDirectories';
+
+function changeHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, ChangeName> {
+  const { store, names, interest, directories, reclaimer } = parts;
+  const child = (parent: number, name: string): Inode | undefined => names.lookup(store, parent, name);
+  return {
+    names: (batch) => parts.nameBatches.take(me(), batch),
+    inodeNumbers: async ({ count }) => (me(), await store.transact((tx) => ({ first: takeNumber(tx, 'ino', count), count }))),
+    returnDirectories: async (ask) => (await directories.giveBack(me(), ask.directories), {}),
     link: async (ask) => {
       const client = me();
-      return client.whileBusy([directoryLock(ask.newParent)], async () => {
-        const { attr, changes } = await store.transact((tx) => names.link(tx, ask));
-        await interest.tell(client, changes);
-        interest.noteEntry(client, ask.newParent, ask.newName);
-        return { attr, parents: changes.parents };
-      });
+      return client.whileBusy([directoryLock(ask.newParent)], () =>
+        directories.seeing(
+          client,
+          () => [ask.newParent, findInode(store, ask.ino)],
+          async () => {
+            const { attr, changes } = await store.transact((tx) => names.link(tx, ask));
+            await interest.tell(client, changes);
+            interest.noteEntry(client, ask.newParent, ask.newName);
+            return { attr, parents: changes.parents };
+          },
+        ),
+      );
     },
     unlink: async (ask) => {
       const client = me();
-      return client.whileBusy([directoryLock(ask.parent)], async () => {
-        const { inode, changes, tickets } = await store.transact((tx) => ({ ...names.unlink(tx, ask), tickets: reclaimer.ticketsOf(tx) }));
-        await interest.tell(client, changes);
-        reclaimer.start(tickets);
-        return { attr: attrOf(inode), parents: changes.parents };
-      });
+      return client.whileBusy([directoryLock(ask.parent)], () =>
+        directories.seeing(
+          client,
+          () => [ask.parent, child(ask.parent, ask.name)],
+          async () => {
+            const { inode, changes, tickets } = await store.transact((tx) => ({
+              ...names.unlink(tx, ask),
+              tickets: reclaimer.ticketsOf(tx),
+            }));
+            await interest.tell(client, changes);
+            reclaimer.start(tickets);
+            return { attr: attrOf(inode), parents: changes.parents };
+          },
+        ),
+      );
     },
     rename: async (ask) => {
       const client = me();
-      return client.whileBusy([directoryLock(ask.parent), directoryLock(ask.newParent)], async () => {
-        const { moved, replaced, changes, tickets } = await store.transact((tx) => ({
-          ...names.rename(tx, ask),
-          tickets: reclaimer.ticketsOf(tx),
-        }));
-        await interest.tell(client, changes);
-        reclaimer.start(tickets);
-        interest.noteEntry(client, ask.newParent, ask.newName);
-        return { moved, parents: changes.parents, ...(replaced === undefined ? {} : { replaced: attrOf(replaced) }) };
-      });
+      return client.whileBusy([directoryLock(ask.parent), directoryLock(ask.newParent)], () =>
+        directories.seeing(
+          client,
+          () => [ask.parent, ask.newParent, child(ask.parent, ask.name), child(ask.newParent, ask.newName)],
+          async () => {
+            const { moved, replaced, changes, tickets } = await store.transact((tx) => ({
+              ...names.rename(tx, ask),
+              tickets: reclaimer.ticketsOf(tx),
+            }));
+            await interest.tell(client, changes);
+            reclaimer.start(tickets);
+            interest.noteEntry(client, ask.newParent, ask.newName);
+            return { moved, parents: changes.parents, ...(replaced === undefined ? {} : { replaced: attrOf(replaced) }) };
+          },
+        ),
+      );
     },
   };
 }
@@ -163,9 +227,15 @@ type ContentName =
   | 'readlink';
 
 function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, ContentName> {
-  const { store, interest, delegations, contents } = parts;
+  const { store, interest, delegations, directories, contents } = parts;
+  /** What a file is asked for by whoever may not have looked at it yet. */
+  const seeing = <T>(client: Client, ino: number, look: () => T): T | Promise<Awaited<T>> =>
+    directories.seeing(client, () => [findInode(store, ino)], look);
   return {
-    acquire: ({ ino, mode }) => delegations.acquire(me(), ino, mode),
+    acquire: ({ ino, mode }) => {
+      const client = me();
+      return seeing(client, ino, () => delegations.acquire(client, ino, mode));
+    },
     release: async ({ ino, record }) => (await delegations.release(me(), ino, record), {}),
     commit: ({ records }) => contents.commit(me(), records),
     punch: (ask) => contents.punch(me(), ask),
@@ -178,21 +248,26 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
     setattr: (ask) => {
       const { size } = ask.set;
       const asker = me();
-      if (size === undefined) return contents.setAttributes(asker, ask);
-      const { record, onlyGrow } = ask;
-      return contents.truncate(
-        asker,
-        ask.ino,
-        { ...ask.set, size },
-        { ...(record === undefined ? {} : { record }), ...(onlyGrow === undefined ? {} : { onlyGrow }) },
-      );
+      return seeing(asker, ask.ino, () => {
+        if (size === undefined) return contents.setAttributes(asker, ask);
+        const { record, onlyGrow } = ask;
+        return contents.truncate(
+          asker,
+          ask.ino,
+          { ...ask.set, size },
+          { ...(record === undefined ? {} : { record }), ...(onlyGrow === undefined ? {} : { onlyGrow }) },
+        );
+      });
     },
-    getxattrs: ({ ino }) => (me(), { xattrs: parts.xattrs.list(ino) }),
-    setxattr: async (ask) => {
-      const inode = await parts.xattrs.set(ask);
-      const attr = attrOf(inode);
-      await interest.tell(me(), { entries: [], attributes: [attr] });
-      return { attr };
+    getxattrs: ({ ino }) => seeing(me(), ino, () => ({ xattrs: parts.xattrs.list(ino) })),
+    setxattr: (ask) => {
+      const client = me();
+      return seeing(client, ask.ino, async () => {
+        const inode = await parts.xattrs.set(ask);
+        const attr = attrOf(inode);
+        await interest.tell(client, { entries: [], attributes: [attr] });
+        return { attr };
+      });
     },
     readlink: ({ ino }) => {
       me();
@@ -223,12 +298,19 @@ function lockHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>
 }
 
 async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create'>): Promise<Answer<Operations, 'create'>> {
-  const { store, names, interest, delegations } = parts;
+  const { store, names, interest, delegations, directories } = parts;
+  let numbers = { first: 0, count: 0 };
   let born: number | undefined; // known when transact() returns: its body runs at once
   const creating = store.transact((tx) => {
     const made = names.create(tx, ask);
     if (made.isNew && ask.open && ask.kind === 'file') {
       delegations.putNew(tx, client, made.inode);
+      born = made.inode.ino;
+    }
+    if (made.isNew && ask.kind === 'directory' && ask.delegate !== undefined) {
+      const count = ask.delegate.numbers;
+      directories.put(tx, made.inode.ino, client);
+      numbers = { first: takeNumber(tx, 'ino', count), count };
       born = made.inode.ino;
     }
     return made;
@@ -240,7 +322,9 @@ async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create
     if (!ask.open || inode.kind !== 'file') {
       const { attr, cacheable } = await delegations.attributes(client, inode.ino);
       if (cacheable) interest.noteAttributes(client, inode.ino);
-      return { attr, parents: changes.parents };
+      const isDelegated = inode.kind === 'directory' && isNew && directories.isHeldBy(inode.ino, client);
+      const delegated = isDelegated ? { delegated: { layout: inode.layout ?? DEFAULT_LAYOUT, numbers } } : {};
+      return { attr, parents: changes.parents, ...delegated };
     }
     const grant = isNew ? delegations.grantOf(client, inode.ino) : await delegations.acquire(client, inode.ino, 'write');
     if (delegations.isCacheable(client, inode.ino)) interest.noteAttributes(client, inode.ino);

@@ -139,17 +139,22 @@ export class Delegations {
   }
 
   async release(client: Client, ino: number, record: Uint8Array | undefined): Promise<void> {
-    const holder = this.find(ino, client.id);
-    if (holder === undefined) return;
+    if (this.find(ino, client.id) === undefined) return;
     await this.parts.ends.published(ino);
     const { store, reclaimer } = this.parts;
     const tickets = await store.transact((tx) => {
-      if (record !== undefined && holder.row.mode === 'write') this.tryCommit(tx, ino, record, client.id);
-      this.drop(tx, ino, client.id);
+      this.releaseIn(tx, client, ino, record);
       return reclaimer.ticketsOf(tx);
     });
     reclaimer.start(tickets);
     if (this.isHeld(ino)) this.rebalance(ino);
+  }
+
+  releaseIn(tx: Transaction, client: Client, ino: number, record: Uint8Array | undefined): void {
+    const holder = this.find(ino, client.id);
+    if (holder === undefined) return;
+    if (record !== undefined && holder.row.mode === 'write') this.tryCommit(tx, ino, record, client.id);
+    this.drop(tx, ino, client.id);
   }
 
   /** All others who have more than `shared`, or only those who write, are brought down to it. */

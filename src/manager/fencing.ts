@@ -9,6 +9,7 @@ import type { Logger } from '../base/logger.js';
 import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
 import type { Delegations } from './delegations.js';
+import type { DirectoryDelegations } from './directory_delegations.js';
 import { findFile, type Inode } from './inode.js';
 import type { Interest } from './interest.js';
 import { times } from './limits.js';
@@ -22,6 +23,7 @@ export interface FencingParts {
   appliances: Appliances;
   clients: Clients;
   delegations: Delegations;
+  directories: DirectoryDelegations;
   locks: Locks;
   interest: Interest;
   regions: Regions;
@@ -92,8 +94,9 @@ export class Fencing {
   }
 
   private async forget(client: Client): Promise<void> {
-    const { delegations, locks, interest, regions, reclaimer, clients } = this.parts;
+    const { delegations, directories, locks, interest, regions, reclaimer, clients } = this.parts;
     await locks.releaseClient(client.id);
+    await directories.dropClient(client);
     await delegations.dropClient(client);
     interest.forget(client);
     client.state = 'gone';

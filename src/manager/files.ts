@@ -7,6 +7,7 @@
  * Every method runs within a transaction's body. It checks first, then writes, and changes memory last: it throws before that
  * or not at all.
  */
+import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import {
   allocatedBytes,
@@ -24,7 +25,7 @@ import {
 } from '../base/file_record.js';
 import type { RegionPiece, Time } from '../base/messages.js';
 import { PAGE_BYTES } from '../base/protocol.js';
-import { now, recordHeader, type Inode } from './inode.js';
+import { recordHeader, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type ReadView, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';

@@ -3,6 +3,7 @@
  * the spread make new ones.
  */
 import { ExtmemError } from '../base/errors.js';
+import { now } from '../base/clock.js';
 import { encodeRecord, restampRecord } from '../base/file_record.js';
 import type { Attr, InodeKind, LayoutName, Time } from '../base/messages.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
@@ -36,17 +37,14 @@ export interface Inode {
   /** Of a directory. */
   readonly parent?: number;
   readonly nextCookie?: number;
+  /** Of a file that the holder of a directory made there: whoever looks at the file takes that directory back first, because
+   *  its holder may have removed the name. */
+  readonly home?: number;
 }
 
 export interface Entry {
   readonly ino: number;
   readonly cookie: number;
-}
-
-export function now(): Time {
-  const ms = Date.now();
-  const nanoseconds = Number(process.hrtime.bigint() % 1_000_000n); // two changes within a millisecond differ
-  return [Math.floor(ms / 1000), (ms % 1000) * 1_000_000 + nanoseconds];
 }
 
 export function attrOf(inode: Inode): Attr {

@@ -18,6 +18,9 @@ export const limits = {
   /** Names, and attributes, that one client may have cached; the oldest are taken back beyond it. */
   interestPerClient: 200_000,
   recordsPerCommit: 4096,
+  operationsPerBatch: 4096,
+  /** Operations in delegated directories, per client, that were refused: told again when the answer was lost. */
+  refusalsRemembered: 256,
   refusedPeersRemembered: 1024,
   /** Regions of at most this many appliances in one answer to `provision`. */
   provisionSpread: 16,

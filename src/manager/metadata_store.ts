@@ -47,6 +47,11 @@ export const keys = {
   orphans: 'o/',
   holder: (ino: number, client: number) => `g/${hex(ino)}/${hex(client)}`,
   holders: 'g/',
+  /** Which client has a directory to itself. */
+  directoryHolder: (ino: number) => `h/${hex(ino)}`,
+  directoryHolders: 'h/',
+  /** The last batch of names that was taken from a client. */
+  nameBatch: (client: number) => `b/${hex(client)}`,
   locks: (ino: number) => `l/${hex(ino)}`,
   allLocks: 'l/',
   client: (client: number) => `c/${hex(client)}`,
@@ -68,10 +73,15 @@ export const keys = {
   firstNumber: (key: string) => Number.parseInt(key.slice(2, 16), 16),
 } as const;
 
-/** The next number of a sequence that is never used again. */
-export function takeNumber(tx: Transaction, name: string): number {
+/** The next number of a sequence that is never used again; of `count`, the first. */
+export function takeNumber(tx: Transaction, name: string, count = 1): number {
   const key = keys.counter(name);
   const next = tx.get<number>(key) ?? 1;
-  tx.put(key, next + 1);
+  tx.put(key, next + count);
   return next;
+}
+
+/** Whether a number of the sequence was taken. */
+export function isTaken(view: ReadView, name: string, number: number): boolean {
+  return number < (view.get<number>(keys.counter(name)) ?? 1);
 }

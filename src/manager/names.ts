@@ -5,10 +5,11 @@
  * Every method runs within a transaction's body and answers, besides the result, what it changed for others to be told (Changes).
  * An inode without names is handed to `unlinked`: the owner of file contents decides when it goes.
  */
+import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
-import type { Ask, Attr, InodeKind, SetAttr, clientOperations } from '../base/messages.js';
+import type { Ask, Attr, InodeKind, SetAttr, Time, clientOperations } from '../base/messages.js';
 import { S_ISGID } from '../base/mode_bits.js';
-import { attrOf, findDirectory, findInode, FIRST_COOKIE, now, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
+import { attrOf, findDirectory, findInode, FIRST_COOKIE, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, takeNumber, type ReadView, type Transaction } from './metadata_store.js';
 
@@ -21,9 +22,14 @@ export interface Changes {
 
 const NONE: Changes = { entries: [], attributes: [], parents: [] };
 
+/** The number and the time that a file's maker gave it. */
+export interface Made {
+  ino: number;
+  at: Time;
+}
+
 export type CreateAsk = Ask<typeof clientOperations, 'create'>;
 export type RenameAsk = Ask<typeof clientOperations, 'rename'>;
-
 
 export class Names {
   constructor(private readonly unlinked: (tx: Transaction, inode: Inode) => void) {}
@@ -64,8 +70,8 @@ export class Names {
     return { entries, end };
   }
 
-  /** Makes a name, or answers what has it already (isNew false). */
-  create(tx: Transaction, ask: CreateAsk): { inode: Inode; isNew: boolean; changes: Changes } {
+  /** Makes a name, or answers what has it already (isNew false). `made`: its maker has done so already. */
+  create(tx: Transaction, ask: CreateAsk, made?: Made): { inode: Inode; isNew: boolean; changes: Changes } {
     checkName(ask.name);
     const existing = tx.get<Entry>(keys.entry(ask.parent, ask.name));
     if (existing !== undefined) {
@@ -76,9 +82,14 @@ export class Names {
     const isDirectory = ask.kind === 'directory';
     if (isDirectory && parent.nlink >= limits.linksPerInode)
       throw new ExtmemError('EMLINK', `directory ${parent.ino} has ${parent.nlink} links`);
-    const inode = this.makeInode(tx, ask, parent);
+    const inode = this.makeInode(tx, ask, parent, made);
     putInode(tx, inode);
-    const after = addEntry(tx, { ...touch(parent, 'contents'), nlink: parent.nlink + (isDirectory ? 1 : 0) }, ask.name, inode.ino);
+    const after = addEntry(
+      tx,
+      { ...touch(parent, 'contents', made?.at), nlink: parent.nlink + (isDirectory ? 1 : 0) },
+      ask.name,
+      inode.ino,
+    );
     putInode(tx, after);
     return { inode, isNew: true, changes: changesIn([ask], [after]) };
   }
@@ -99,7 +110,7 @@ export class Names {
     return { attr: attrOf(linked), changes: changesIn([{ parent: ask.newParent, name: ask.newName }], [after], [linked]) };
   }
 
-  unlink(tx: Transaction, ask: { parent: number; name: string; directory: boolean }): { inode: Inode; changes: Changes } {
+  unlink(tx: Transaction, ask: { parent: number; name: string; directory: boolean; at?: Time }): { inode: Inode; changes: Changes } {
     const parent = findDirectory(tx, ask.parent);
     const { entry, inode } = this.find(tx, ask.parent, ask.name);
     if (ask.directory) {
@@ -107,9 +118,9 @@ export class Names {
       checkEmpty(tx, inode, ask.name);
     } else if (inode.kind === 'directory') throw new ExtmemError('EISDIR', `'${ask.name}' is a directory`);
     removeEntry(tx, ask.parent, ask.name, entry);
-    const after = { ...touch(parent, 'contents'), nlink: parent.nlink - (ask.directory ? 1 : 0) };
+    const after = { ...touch(parent, 'contents', ask.at), nlink: parent.nlink - (ask.directory ? 1 : 0) };
     putInode(tx, after);
-    const left = this.loseName(tx, inode);
+    const left = this.loseName(tx, inode, ask.at);
     return { inode: left, changes: changesIn([ask], [after], [left]) };
   }
 
@@ -148,19 +159,20 @@ export class Names {
     return next;
   }
 
-  private makeInode(tx: Transaction, ask: CreateAsk, parent: Inode): Inode {
+  private makeInode(tx: Transaction, ask: CreateAsk, parent: Inode, made: Made | undefined): Inode {
     // A directory with the set-group-id bit gives its group on, and the bit to directories (the kernel leaves that to us).
     const inherits = (parent.mode & S_ISGID) !== 0;
     const isDirectory = ask.kind === 'directory';
     const mode = ask.kind === 'symlink' ? 0o777 : (ask.mode & 0o7777) | (inherits && isDirectory ? S_ISGID : 0);
     const inode: Inode = {
-      ...newInode(takeNumber(tx, 'ino'), ask.kind),
+      ...newInode(made?.ino ?? takeNumber(tx, 'ino'), ask.kind, made?.at),
       mode,
       uid: ask.uid,
       gid: inherits ? parent.gid : ask.gid,
       nlink: isDirectory ? 2 : 1,
       rdev: ask.kind === 'character' || ask.kind === 'block' ? ask.rdev : 0,
       ...(isDirectory ? { parent: parent.ino, nextCookie: FIRST_COOKIE } : {}),
+      ...(made === undefined ? {} : { home: parent.ino }),
       ...((isDirectory || ask.kind === 'file') && parent.layout !== undefined ? { layout: parent.layout } : {}),
     };
     if (ask.kind !== 'symlink') return inode;
@@ -220,14 +232,18 @@ export class Names {
   /** The inode under its new parent. */
   private settle(tx: Transaction, inode: Inode, parent: number): Inode {
     const present = findInode(tx, inode.ino); // exchanged with its own parent's sibling, it may have been touched above
-    const next = { ...touch(present, 'attributes'), ...(present.kind === 'directory' ? { parent } : {}) };
+    const next = {
+      ...touch(present, 'attributes'),
+      ...(present.kind === 'directory' ? { parent } : {}),
+      ...(present.home === undefined ? {} : { home: parent }),
+    };
     putInode(tx, next);
     return next;
   }
 
-  private loseName(tx: Transaction, inode: Inode): Inode {
+  private loseName(tx: Transaction, inode: Inode, at?: Time): Inode {
     const nlink = inode.kind === 'directory' ? 0 : inode.nlink - 1;
-    const left = { ...touch(inode, 'attributes'), nlink };
+    const left = { ...touch(inode, 'attributes', at), nlink };
     putInode(tx, left);
     if (nlink === 0) this.unlinked(tx, left);
     return left;
@@ -265,8 +281,7 @@ export function putInode(tx: Transaction, inode: Inode): void {
   tx.put(keys.inode(inode.ino), inode);
 }
 
-function newInode(ino: number, kind: InodeKind): Inode {
-  const at = now();
+function newInode(ino: number, kind: InodeKind, at = now()): Inode {
   return {
     ino,
     kind,

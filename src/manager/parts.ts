@@ -10,6 +10,7 @@ import { Appliances } from './appliances.js';
 import { Clients } from './clients.js';
 import { Contents } from './contents.js';
 import { Delegations } from './delegations.js';
+import { DirectoryDelegations } from './directory_delegations.js';
 import { Ends } from './ends.js';
 import { Fencing } from './fencing.js';
 import { Files } from './files.js';
@@ -17,6 +18,7 @@ import { Interest } from './interest.js';
 import { times } from './limits.js';
 import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
+import { NameBatches } from './name_batches.js';
 import { Names } from './names.js';
 import { placementStrategy, type PlacementName } from './placement.js';
 import { Provisions } from './provisions.js';
@@ -38,6 +40,8 @@ export interface Parts {
   interest: Interest;
   locks: Locks;
   delegations: Delegations;
+  directories: DirectoryDelegations;
+  nameBatches: NameBatches;
   contents: Contents;
   fencing: Fencing;
   provisions: Provisions;
@@ -72,39 +76,31 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const files = new Files(regions, reclaimer);
   // The fence needs the delegations, whose recalls need the fence; as do the ends of shared files the holders, and what cuts behind them.
   const fence: Fencing['fence'] = (client, why) => fencing.fence(client, why);
+  const clearBeyondEnd: Contents['clearBeyondEnd'] = (ino) => contents.clearBeyondEnd(ino);
   const ends: Ends = new Ends({
     clients,
     fence,
     holders: (ino) => delegations.holders(ino),
-    clear: (ino) => delegations.turns.run(ino, () => contents.clearBeyondEnd(ino)),
+    clear: (ino) => delegations.turns.run(ino, () => clearBeyondEnd(ino)),
   });
-  const delegations: Delegations = new Delegations({
-    store,
-    clients,
-    files,
-    regions,
-    reclaimer,
-    interest,
-    locks,
-    ends,
-    log,
-    fence,
-    clearBeyondEnd: (ino) => contents.clearBeyondEnd(ino),
-  });
-  const fencing = new Fencing({ store, appliances, clients, delegations, locks, interest, regions, reclaimer, log });
+  const held = { store, clients, files, regions, reclaimer, interest, locks, ends, log };
+  const delegations: Delegations = new Delegations({ ...held, fence, clearBeyondEnd });
+  const directories = new DirectoryDelegations({ store, clients, turns: delegations.turns, fence });
+  const fencing = new Fencing({ store, appliances, clients, delegations, directories, locks, interest, regions, reclaimer, log });
   const names = new Names((tx, inode) => {
+    directories.drop(tx, inode.ino);
     if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
     else files.destroy(tx, inode);
   });
+  const nameBatches = new NameBatches({ store, names, delegations, directories, interest, reclaimer });
   const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends };
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
-  const allocations = new Allocations({ ...fileParts, contents, placement, dedicatedBytes: options.dedicatedBytes });
+  const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
   const xattrs = new Xattrs({ store, files, delegations, allocations });
   await store.transact((tx) => names.ensureRoot(tx));
+  await directories.clean();
   await delegations.clean();
-  const applianceInfos = (): ApplianceInfo[] =>
-    appliances.all().map((appliance) => appliance.describe(regions.reservedBytes(appliance.id)));
   const parts: Parts = {
     store,
     clusterKey: cluster.key,
@@ -119,12 +115,14 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     interest,
     locks,
     delegations,
+    directories,
+    nameBatches,
     contents,
     fencing,
     provisions,
     allocations,
     log,
-    applianceInfos,
+    applianceInfos: () => appliances.all().map((appliance) => appliance.describe(regions.reservedBytes(appliance.id))),
     fileCount: fileCounter(store),
   };
   await listenToAppliances(parts);

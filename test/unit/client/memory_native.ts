@@ -118,6 +118,7 @@ export class MemoryNative implements NativeMount {
     const file = this.file(node);
     if (file.mode === 'shared') file.record = { ...file.record, size: Math.max(size, file.record.size) };
   }
+  setUnannounced(): void {}
   setLocked(node: number, locked: boolean): void {
     this.file(node).locked = locked;
   }

@@ -48,9 +48,10 @@ export class Kernel {
     return parseEntry(await this.ask('LOOKUP', parent, text(name)));
   }
 
-  async getattr(node: number): Promise<{ size: number; mode: number; attrMs: number }> {
+  async getattr(node: number): Promise<{ size: number; mode: number; nlink: number; attrMs: number }> {
     const { body } = await this.ask('GETATTR', node, Buffer.alloc(16));
-    return { size: Number(body.readBigUInt64LE(24)), mode: body.readUInt32LE(76), attrMs: milliseconds(body, 0, 8) };
+    const [mode, nlink] = [body.readUInt32LE(76), body.readUInt32LE(80)];
+    return { size: Number(body.readBigUInt64LE(24)), mode, nlink, attrMs: milliseconds(body, 0, 8) };
   }
 
   async open(node: number, flags: number): Promise<{ handle: bigint; openFlags: number; errno: number }> {

@@ -296,6 +296,7 @@ export class TestClient {
   private handlers(): Handlers<Pushes> {
     const usual: Handlers<Pushes> = {
       recall: () => ({ open: 'none' }),
+      recallDirectory: () => ({}),
       grant: () => ({}),
       attributes: () => ({}),
       invalidateEntries: () => ({}),
@@ -316,6 +317,7 @@ export class TestClient {
       }) as Handlers<Pushes>[Name];
     return {
       recall: dispatch('recall'),
+      recallDirectory: dispatch('recallDirectory'),
       grant: dispatch('grant'),
       attributes: dispatch('attributes'),
       invalidateEntries: dispatch('invalidateEntries'),
