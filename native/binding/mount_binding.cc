@@ -354,6 +354,8 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
     auto credentials = to_credentials(info[0].As<Napi::Object>());
     auto& session = this->session(env);
+    // What fails from here on waits for what the files are now; the session's last reactor to rejoin ends that.
+    session.directory().fenced.store(true, std::memory_order_release);
     {
       std::lock_guard guard(calls_lock_);
       life_.fetch_add(1);

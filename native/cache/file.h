@@ -117,6 +117,7 @@ class File {
   End end;
   std::array<uint32_t, 2> reads_in_flight{};  ///< from regions, by the phase that they began in
   uint8_t read_phase = 0;
+  uint32_t read_turns = 0;  ///< how often the phase has changed
   ReadAhead read_ahead;
 
   uint32_t frame_at(uint32_t page) const;

@@ -251,7 +251,10 @@ bool grows_shared(const File& file, const Write& write) {
 
 /// By a writer, which has the end of the file if it needs that.
 Task<int> write_entered(PageCache& cache, Lane& lane, File& file, Write& write) {
+  // Since this writer came a fence may have come and gone: what was looked at before is looked at again.
   if (is_void(file)) co_return EIO;
+  if (write.handle != nullptr && write.handle->broken()) co_return EIO;
+  if (write.origin == Origin::mapping && file.refuses_mapped.load()) co_return EIO;
   if (write.appends) write.offset = file.size.load();
   if (write.offset > kMaxFileBytes - write.data.size()) co_return EFBIG;
   auto data = write.data;
@@ -270,6 +273,7 @@ Task<int> write_entered(PageCache& cache, Lane& lane, File& file, Write& write) 
     }
     co_return error;
   }
+  write.told = write.appends;
   co_return co_await write_through(cache, lane, file, {write.offset, data.data(), bytes, write.holds_pages});
 }
 

@@ -44,8 +44,10 @@ struct Write {
   uint64_t offset;
   std::span<const std::byte> data;
   Origin origin = Origin::application;
-  bool appends = false;      ///< O_APPEND: goes where the end is then; `offset` becomes that
-  bool holds_pages = false;  ///< the kernel may hold pages locked until this is answered
+  bool appends = false;            ///< O_APPEND: goes where the end is then; `offset` becomes that
+  bool holds_pages = false;        ///< the kernel may hold pages locked until this is answered
+  const Handle* handle = nullptr;  ///< that it goes by, if any: one that was broken writes no more
+  bool told = false;               ///< the answer: others may have been told of an append. It is not to be made again
 };
 
 /// As the file's mode is: into the cache, or through to the appliances. 0 or an errno.

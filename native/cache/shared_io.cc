@@ -95,7 +95,9 @@ Task<int> extend_through(PageCache& cache, Lane& lane, File& file, uint64_t new_
   int error = co_await settle(cache, lane, file);
   if (error == 0) error = co_await zero_beyond_end(lane, file, new_size);
   if (error != 0) co_return error;
-  co_return co_await tell_written(cache, lane, file, size, new_size - size, false);
+  error = co_await tell_written(cache, lane, file, size, new_size - size, false);
+  if (error != 0) co_await give_up_end(cache, lane, file);
+  co_return error;
 }
 
 }  // namespace extmem::cache

@@ -16,11 +16,13 @@ void grow_shared_size(File& file, uint64_t size) {
 }
 
 Task<int> pause_writers(Lane& lane, File& file) {
+  file.lock.lock();
+  file.paused = true;
+  file.lock.unlock();
   for (;;) {
     PageWaiter waiter(lane.reactor, 0, UINT32_MAX);
     file.lock.lock();
-    file.paused = true;
-    bool busy = file.active_writers.load() > 0 || file.writing_pages > 0;
+    bool busy = file.paused && (file.active_writers.load() > 0 || file.writing_pages > 0);
     if (busy) file.enlist(waiter);
     file.lock.unlock();
     if (!busy) co_return 0;
@@ -45,6 +47,7 @@ void refuse_writers(File& file) {
 Task<int> reads_settled(Lane& lane, File& file) {
   bool turned = false;
   uint8_t before = 0;
+  uint32_t turn = 0;
   for (;;) {
     PageWaiter waiter(lane.reactor, 0, UINT32_MAX);
     file.lock.lock();
@@ -52,8 +55,10 @@ Task<int> reads_settled(Lane& lane, File& file) {
       before = file.read_phase;
       file.read_phase ^= 1;
       turned = true;
+      turn = ++file.read_turns;
     }
-    bool busy = !turned || file.reads_in_flight[before] > 0;
+    // Another's turn after ours began when nothing was in flight from before ours.
+    bool busy = !turned || (file.reads_in_flight[before] > 0 && file.read_turns == turn);
     if (busy) file.enlist(waiter);
     file.lock.unlock();
     if (!busy) co_return 0;
@@ -80,6 +85,13 @@ Task<int> yield_end(Lane& lane, File& file) {
     if (!busy) co_return 0;
     co_await waiter;
   }
+}
+
+bool AtEnd::claimed() const {
+  file_.lock.lock();
+  bool claimed = claimed_ && file_.end.ours;
+  file_.lock.unlock();
+  return claimed;
 }
 
 AtEnd::~AtEnd() {

@@ -11,7 +11,8 @@ namespace extmem::cache {
 /// record of another epoch only.
 void grow_shared_size(File& file, uint64_t size);
 
-/// Settles when nobody writes; nobody begins before resume_writers. Reads go on.
+/// Settles when nobody writes, or when the pause has been ended meanwhile; nobody begins before resume_writers. Reads
+/// go on.
 Task<int> pause_writers(Lane& lane, File& file);
 /// The file is as the manager says.
 void resume_writers(File& file);
@@ -35,7 +36,8 @@ class AtEnd {
   ~AtEnd();
   /// 0, or EIO. holds_pages: as ControlCall's.
   Task<int> claim(PageCache& cache, Lane& lane, bool holds_pages);
-  bool claimed() const { return claimed_; }
+  /// No more after a fence came in between.
+  bool claimed() const;
 
  private:
   File& file_;

@@ -162,6 +162,70 @@ TEST_CASE("paused writers fail once the manager is away, and go on when its reco
   });
 }
 
+TEST_CASE("a pause that was ended while it waited for a writer stays ended") {
+  play([](Fixture& all) -> Task<int> {
+    all.plane.keeps = [](Kind kind) { return kind == Kind::wrote; };
+    auto data = bytes(100, 1);
+    int first = -1;
+    int second = -1;
+    bool paused = false;
+    write(all, 0, data, first);
+    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    pause(all, paused);
+    resume_writers(*all.file);
+    co_await until(all, [&] { return paused; });
+    all.plane.answer();
+    co_await until(all, [&] { return first == 0; });
+    write(all, 0, data, second);
+    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    all.plane.answer();
+    co_await until(all, [&] { return second == 0; });
+    co_return 0;
+  });
+}
+
+TEST_CASE("who claimed the end before a fence, and writes after it, claims it again") {
+  play([](Fixture& all) -> Task<int> {
+    auto data = bytes(100, 1);
+    int first = -1;
+    int second = -1;
+    bool paused = false;
+    write(all, 0, data, first, true);
+    co_await until(all, [&] { return first == 0; });
+    pause(all, paused);
+    co_await until(all, [&] { return paused; });
+    write(all, 0, data, second, true);  // the end is ours already
+    co_await pass_turns(all);
+    CHECK(second == -1);
+    CHECK(all.plane.count(Kind::claim_end) == 1);
+    all.file->lock.lock();  // as make_void and renew_file do, before it is looked at again
+    all.file->end.ours = false;
+    all.file->lock.unlock();
+    resume_writers(*all.file);
+    co_await until(all, [&] { return second == 0; });
+    CHECK(all.plane.count(Kind::claim_end) == 2);
+    CHECK(all.file->size.load() == 200);
+    co_return 0;
+  });
+}
+
+TEST_CASE("two that wait for the reads before them both end, whatever begins meanwhile") {
+  play([](Fixture& all) -> Task<int> {
+    bool first = false;
+    bool second = false;
+    auto old = std::make_unique<ReadInFlight>(*all.file);
+    settle(all, first);
+    auto later = std::make_unique<ReadInFlight>(*all.file);
+    settle(all, second);
+    old.reset();  // the second is woken first, and turns back
+    co_await Sleep(all.reactor, 100'000);
+    ReadInFlight last(*all.file);
+    later.reset();
+    co_await until(all, [&] { return first && second; });
+    co_return 0;
+  });
+}
+
 TEST_CASE("reads are settled when those have ended that began before; later ones keep nobody waiting") {
   play([](Fixture& all) -> Task<int> {
     bool settled = false;

@@ -106,15 +106,20 @@ void reply_pages(Worker& worker, const Ticket& ticket, uint64_t offset, uint32_t
 /// Whether an operation may begin: the handle is good, and the file is ours.
 bool is_held(const Handle& handle) { return !handle.broken() && !cache::is_void(*handle.file); }
 
-uint64_t void_deadline() { return monotonic_ns() + cache::kVoidPatienceNs; }
+/// Until when a call that began then waits for a file that a fence has made void.
+uint64_t void_deadline(uint64_t begun_ns) {
+  constexpr uint64_t kWholeNs = 4'500'000'000;
+  return std::min(monotonic_ns() + cache::kVoidPatienceNs, begun_ns + kWholeNs);
+}
 
 /// A read that the fence of this mount came in between of: once the file is held again, what it is now.
-Detached serve_anew(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes) {
+Detached serve_anew(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes,
+                    uint64_t begun_ns) {
   auto& cache = worker.session().cache();
   File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
-  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline());
+  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline(begun_ns));
   if (error != 0) co_return worker.reply_error(ticket, error);
   uint64_t size = file.size.load();
   bytes = offset < size ? static_cast<uint32_t>(std::min<uint64_t>(bytes, size - offset)) : 0;
@@ -131,9 +136,10 @@ Detached serve_anew(Worker& worker, Ticket ticket, const Handle& handle, uint64_
   worker.reply_error(ticket, error);
 }
 
-void fail_read(Worker& worker, const Ticket& ticket, const Handle& handle, uint64_t offset, uint32_t bytes, int error) {
+void fail_read(Worker& worker, const Ticket& ticket, const Handle& handle, uint64_t offset, uint32_t bytes, int error,
+               uint64_t begun_ns) {
   if (!cache::is_unsettled(worker.session().cache(), *handle.file)) return worker.reply_error(ticket, error);
-  serve_anew(worker, ticket, handle, offset, bytes);
+  serve_anew(worker, ticket, handle, offset, bytes, begun_ns);
 }
 
 Detached serve_miss(Worker& worker, Ticket ticket, const Handle& handle, uint64_t offset, uint32_t bytes,
@@ -142,10 +148,11 @@ Detached serve_miss(Worker& worker, Ticket ticket, const Handle& handle, uint64_
   File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
+  const uint64_t begun_ns = monotonic_ns();
   PinnedPages pins(cache.frames());
   int error = co_await cache::read_pages(cache, worker.lane(), file, offset, bytes, reuse, pins);
   if (error != 0) {
-    fail_read(worker, ticket, handle, offset, bytes, error);
+    fail_read(worker, ticket, handle, offset, bytes, error, begun_ns);
   } else {
     reply_pages(worker, ticket, offset, bytes, pins);
   }
@@ -171,9 +178,10 @@ Detached serve_shared_read(Worker& worker, Ticket ticket, const Handle& handle, 
   File& file = *handle.file;
   FileUse use(cache, file);
   SlowRead slow(file);
+  const uint64_t begun_ns = monotonic_ns();
   int error = co_await cache::read_through(cache, worker.lane(), file, offset, buffer.data(), bytes);
   if (error != 0) {
-    fail_read(worker, ticket, handle, offset, bytes, error);
+    fail_read(worker, ticket, handle, offset, bytes, error, begun_ns);
   } else {
     worker.reply(ticket, buffer.data(), bytes);
   }
@@ -230,8 +238,9 @@ Task<int> drop_appended(Worker& worker, const Handle& handle, uint64_t believed,
 
 /// An operation that a fence of this mount has spoilt or kept from beginning: anew, once the file is held again.
 template <typename Operate>
-Task<int> again_when_held(cache::PageCache& cache, cache::Lane& lane, const Handle& handle, Operate operate) {
-  const uint64_t deadline = void_deadline();
+Task<int> again_when_held(cache::PageCache& cache, cache::Lane& lane, const Handle& handle, uint64_t begun_ns,
+                          Operate operate) {
+  const uint64_t deadline = void_deadline(begun_ns);
   for (;;) {
     int error = co_await cache::until_held(cache, lane, handle, deadline);
     if (error != 0) co_return error;
@@ -249,21 +258,33 @@ Detached serve_write(Worker& worker, Ticket ticket, const Handle& handle, fuse_w
   auto& cache = worker.session().cache();
   File& file = *handle.file;
   FileUse use(cache, file);
+  const uint64_t begun_ns = monotonic_ns();
   if (too_much) co_await hold_back(worker, file, in.offset, in.size);
   bool mapped = (in.write_flags & FUSE_WRITE_CACHE) != 0;
   cache::Write write{in.offset, {data, in.size}, mapped ? cache::Origin::mapping : cache::Origin::application};
   write.appends = !mapped && (in.flags & O_APPEND) != 0;
   write.holds_pages = mapped || !handle.direct;
+  write.handle = &handle;
   auto put = [&] { return cache::write_file(cache, worker.lane(), file, write); };
-  bool privileged = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && file.privileged.load();
-  int refused = privileged ? co_await cache::drop_privileges(cache, worker.lane(), file) : 0;
-  if (refused != 0) co_return worker.reply_error(ticket, refused);
+  auto privileged = [&] { return (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && file.privileged.load(); };
+  auto anew = [&]() -> Task<int> {
+    int refused = 0;
+    if (privileged()) refused = co_await cache::drop_privileges(cache, worker.lane(), file);
+    if (refused != 0) co_return refused;
+    co_return co_await put();
+  };
   // What the kernel brings of mappings may have been stored before a fence: it is not to replace what others wrote
   // since, and msync says so. It cannot wait either: the notice that takes these pages away waits for it.
   int error = EIO;
-  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) error = co_await put();
-  if (error != 0 && !mapped && may_try_again(cache, handle))
-    error = co_await again_when_held(cache, worker.lane(), handle, put);
+  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) {
+    if (privileged()) {
+      error = co_await anew();
+    } else {
+      error = co_await put();
+    }
+  }
+  if (error != 0 && !mapped && !write.told && may_try_again(cache, handle))
+    error = co_await again_when_held(cache, worker.lane(), handle, begun_ns, anew);
   if (error == 0 && write.appends) error = co_await drop_appended(worker, handle, in.offset, write);
   if (error != 0) {
     worker.reply_error(ticket, error);
@@ -279,7 +300,7 @@ Detached serve_sync(Worker& worker, Ticket ticket, Handle& handle, bool closing,
   File& file = *handle.file;
   FileUse use(cache, file);
   worker.counters.syncs.fetch_add(1, std::memory_order_relaxed);
-  uint64_t deadline = void_deadline();
+  const uint64_t deadline = void_deadline(monotonic_ns());
   int error = is_held(handle) ? 0 : co_await cache::until_held(cache, worker.lane(), handle, deadline);
   // POSIX locks go with the close, also of a handle that is good for nothing else.
   if (error == 0 || (closing && file.locked.load() && !cache::is_void(file))) {
@@ -298,12 +319,13 @@ Detached serve_allocate(Worker& worker, Ticket ticket, const Handle& handle, fus
   auto& cache = worker.session().cache();
   File& file = *handle.file;
   FileUse use(cache, file);
+  const uint64_t begun_ns = monotonic_ns();
   bool keep_size = (in.mode & FALLOC_FL_KEEP_SIZE) != 0;
   auto allocate = [&] { return cache::allocate_range(cache, worker.lane(), file, in.offset, in.length, keep_size); };
   int error = EIO;
   if (is_held(handle)) error = co_await allocate();
   if (error != 0 && may_try_again(cache, handle))
-    error = co_await again_when_held(cache, worker.lane(), handle, allocate);
+    error = co_await again_when_held(cache, worker.lane(), handle, begun_ns, allocate);
   worker.reply_error(ticket, error);
 }
 
@@ -323,7 +345,7 @@ void reply_seek(Worker& worker, const Ticket& ticket, File& file, const fuse_lse
 Detached seek_when_held(Worker& worker, Ticket ticket, const Handle& handle, fuse_lseek_in in) {
   auto& cache = worker.session().cache();
   FileUse use(cache, *handle.file);
-  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline());
+  int error = co_await cache::until_held(cache, worker.lane(), handle, void_deadline(monotonic_ns()));
   if (error != 0) co_return worker.reply_error(ticket, error);
   reply_seek(worker, ticket, *handle.file, in);
 }
@@ -341,6 +363,7 @@ void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse
     serve_direct_read(worker, ticket, handle, in.offset, bytes, reuse, std::move(buffer));
     return;
   }
+  FileUse use(cache, file);  // past the reply, with which the last handle may go
   PinnedPages pins(cache.frames());
   if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, pins)) {
     reply_pages(worker, ticket, in.offset, bytes, pins);
@@ -358,7 +381,7 @@ Detached serve_held_back(Worker& worker, Ticket ticket, const Handle& handle, fu
   if (is_held(handle)) {
     answer_read(worker, ticket, handle, in, bytes, buffer);
   } else {
-    serve_anew(worker, ticket, handle, in.offset, bytes);
+    serve_anew(worker, ticket, handle, in.offset, bytes, monotonic_ns());
   }
 }
 
@@ -372,7 +395,7 @@ void handle_read(Worker& worker, Request& request) {
   uint64_t size = file.size.load(std::memory_order_relaxed);
   worker.counters.reads.fetch_add(1, std::memory_order_relaxed);
   if (!is_held(handle)) {
-    serve_anew(worker, ticket, handle, in.offset, std::min<uint32_t>(in.size, kMaxWriteBytes));
+    serve_anew(worker, ticket, handle, in.offset, std::min<uint32_t>(in.size, kMaxWriteBytes), monotonic_ns());
     return;
   }
   if (in.offset >= size) {

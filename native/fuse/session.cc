@@ -249,7 +249,10 @@ void Session::rejoin(const fabric::Credentials& credentials, std::function<void(
   }
   options_.fabric.credentials = credentials;
   auto left = std::make_shared<std::atomic<size_t>>(workers_.size());
-  if (workers_.empty()) done();  // not mounted yet
+  if (workers_.empty()) {  // not mounted yet
+    directory_.fenced.store(false, std::memory_order_release);
+    done();
+  }
   for (auto& worker : workers_) {
     auto* message = new JobMessage([this, &worker = *worker, credentials, left, done] {
       worker.lane().fabric.rejoin(credentials);

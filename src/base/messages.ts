@@ -106,6 +106,8 @@ export type LayoutName = Static<typeof LayoutName>;
 
 export const SetAttr = Type.Object({
   mode: Type.Optional(Type.Integer()),
+  /** The mode without what a write by whoever has no CAP_FSETID takes away. */
+  dropPrivileges: Type.Optional(Type.Boolean()),
   uid: Type.Optional(Type.Integer()),
   gid: Type.Optional(Type.Integer()),
   size: Type.Optional(Bytes),

@@ -112,6 +112,11 @@ export class HeldFiles {
     return this.count(this.install(grant, mode), mode);
   }
 
+  /** The manager is being asked for it, and what it answers is not known here yet. */
+  isAcquiring(ino: number): boolean {
+    return this.acquiring.has(ino);
+  }
+
   /** One open less; with the last one the file is idle, or given back if that is due. */
   close(ino: number, mode: OpenMode): void {
     const file = this.files.get(ino);
@@ -249,6 +254,7 @@ export class HeldFiles {
       this.native.breakHandles(ino, constants.errno.ESTALE);
       file.isVoid = false;
       file.isGone = file.unlinked = true;
+      this.onUnlinked(ino);
       return;
     }
     if (this.files.get(ino) !== file) return; // fenced once more
@@ -256,6 +262,7 @@ export class HeldFiles {
     if (mode === 'none') throw new ExtmemError('EIO', `renewing inode ${ino}: the manager granted nothing`);
     this.regions.put(grant.regions);
     this.native.renewFile(ino, mode, record);
+    this.native.setPrivileged(ino, isPrivileged(attr.mode));
     Object.assign(file, {
       mode,
       asked,

@@ -51,8 +51,10 @@ export class LocalDirectories {
   private readonly unannounced = new Set<number>();
   private numbers = { next: 0, left: 0 };
   private askingNumbers = false;
-  /** How often something that was done in a directory turned out not to be possible. */
-  private readonly failures = new Map<number, number>();
+  /** Files whose name the manager did not take. */
+  private readonly refused = new Set<number>();
+  /** How often something that was done in a directory turned out not to be possible, and how much of that somebody was told. */
+  private readonly failures = new Map<number, { count: number; told: number }>();
   /** Held when the session was lost. */
   private owed: number[] = [];
   private creates = 0;
@@ -122,15 +124,15 @@ export class LocalDirectories {
     if (directory === undefined || ino === undefined || !this.sole.has(ino)) return false;
     const { journal, cache, held } = this.parts;
     const file = held.get(ino);
-    if (!journal.isOpen || !this.mayRemove(file)) return false;
+    if (!journal.isOpen || held.isAcquiring(ino) || !this.mayRemove(file)) return false;
     const at = now();
     const released = file !== undefined && !isOpen(file) ? this.release(file) : {};
     journal.append({ kind: 'unlink', parent, name, ino, released: file !== undefined && !isOpen(file), ...released, at });
     if (file !== undefined && isOpen(file)) held.noteAttr({ ...file.attr, nlink: 0, ctime: at, change: file.attr.change + 1 });
     this.remove(directory, name);
     this.sole.delete(ino);
-    cache.replaceEntry(parent, name);
-    cache.dropAttr(ino);
+    cache.invalidateEntry(parent, name); // the manager's answers that are under way have not seen it
+    cache.invalidateAttr(ino);
     this.touch(directory, at);
     this.unlinks += 1;
     return true;
@@ -158,8 +160,10 @@ export class LocalDirectories {
   noteAttr(attr: Attr): void {
     const directory = this.directories.get(attr.ino);
     if (directory === undefined) return;
+    const { mtime, ctime, change } = directory.attr;
     if (attr.nlink === 0) void this.forget(attr.ino);
-    else directory.attr = attr;
+    // The answer is older than what was done here meanwhile.
+    else directory.attr = attr.change < change ? { ...attr, mtime, ctime, change: change + 1 } : attr;
   }
 
   /** From now on the manager is asked for everything in it. Resolves when the kernel has dropped its attributes: the manager does
@@ -170,6 +174,7 @@ export class LocalDirectories {
     this.directories.delete(ino);
     this.nameCount -= directory.names.size;
     for (const file of directory.names.values()) this.sole.delete(file);
+    this.parts.cache.invalidateAttr(ino);
     await this.parts.wait.settle(this.parts.native.invalidateInode(ino, -1, 0), 'attributes');
   }
 
@@ -178,9 +183,9 @@ export class LocalDirectories {
     await Promise.all([this.forget(ino), this.parts.journal.answered()]);
   }
 
-  /** Inodes, or where they are unlinked their directories, of which the manager does not know all. */
+  /** Inodes that the manager does not know, and directories in which something was done that it does not know. */
   unwritten(): number[] {
-    return [...this.unannounced];
+    return [...new Set([...this.unannounced, ...this.parts.journal.unsettledParents()])];
   }
 
   /** Everything done here so far survives the manager's death. */
@@ -216,6 +221,7 @@ export class LocalDirectories {
   /** The directories that the former client had are whoever's asks first. */
   fenced(): void {
     this.owed = [];
+    for (const ino of [...this.directories.keys()]) void this.forget(ino); // taken while the session was being resumed
     this.parts.journal.fenced();
   }
 
@@ -224,9 +230,22 @@ export class LocalDirectories {
     return this.unannounced.has(ino);
   }
 
-  /** How often an operation in this directory failed after it had been answered. */
-  failuresOf(ino: number): number {
-    return this.failures.get(ino) ?? 0;
+  /** The manager does not know it, and never will: what is promised of it is not kept. */
+  isRefused(ino: number): boolean {
+    return this.refused.has(ino);
+  }
+
+  /** What whoever opens the directory now need not be told again (as errseq: what nobody was told of yet, it is). */
+  failuresTold(ino: number): number {
+    return this.failures.get(ino)?.told ?? 0;
+  }
+
+  /** How often an operation in this directory failed after it had been answered. Whoever asks tells it. */
+  tellFailures(ino: number): number {
+    const failures = this.failures.get(ino);
+    if (failures === undefined) return 0;
+    failures.told = failures.count;
+    return failures.count;
   }
 
   counters(): Record<string, number> {
@@ -300,7 +319,10 @@ export class LocalDirectories {
   private failed(operation: NameOperation, code: string): void {
     const { kind, parent, name, ino } = operation;
     this.unannounced.delete(ino);
-    this.failures.set(parent, this.failuresOf(parent) + 1);
+    if (kind === 'create') this.refused.add(ino);
+    const failures = this.failures.get(parent) ?? { count: 0, told: 0 };
+    failures.count += 1;
+    this.failures.set(parent, failures);
     this.parts.log.error(
       { kind, directory: parent, name, ino, code },
       'the manager refused what was answered as done here; fsync of the directory says so',

@@ -89,10 +89,10 @@ export class MountClient {
     this.reserve = new Reserve(journal, native, this.regions, log, options.reserveBytes);
     const wait = new BoundedWait(log);
     this.directories = new LocalDirectories({ journal, native, cache: this.cache, held: this.held, wait, log });
-    const parts = { ...this.parts(), errnoOf };
+    const parts = { ...this.parts(), wait, errnoOf };
     this.upcalls = new Upcalls(parts);
     this.rejoining = new Rejoining(parts);
-    this.pushes = new Pushes({ ...parts, activity: this.activity, wait });
+    this.pushes = new Pushes({ ...parts, activity: this.activity });
   }
 
   /** Tells native who there is, takes pushes, and gets the first room to write to (or warns that there is none). */

@@ -89,6 +89,10 @@ export class NameJournal implements Manager {
     return this.unansweredOperations + this.gathered.length;
   }
 
+  unsettledParents(): number[] {
+    return [...this.unanswered.map(({ operations }) => operations), this.gathered].flat().map(({ parent }) => parent);
+  }
+
   sessionLost(): void {
     // A recall on the next session must wait for this too, and may come before sessionResumed.
     if (this.gathered.length > 0) this.close();

@@ -5,9 +5,9 @@
 import { codeOf, ExtmemError } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
 import { decodeRecord, encodeRecord, mergeExtents, recordChange } from '../base/file_record.js';
-import { withoutPrivileges } from '../base/mode_bits.js';
 import type { NativeMount, Upcall } from '../binding/index.js';
 import type { AttributeCache } from './attribute_cache.js';
+import type { BoundedWait } from './bounded_wait.js';
 import type { Commits } from './commits.js';
 import type { HeldFiles } from './held_files.js';
 import type { LockKeeper } from './lock_keeper.js';
@@ -29,6 +29,7 @@ export interface UpcallParts {
   commits: Commits;
   directories: LocalDirectories;
   reserve: Reserve;
+  wait: BoundedWait;
   log: Logger;
   /** The one map of failures to errno (src/fs/errno.ts), given from above. */
   errnoOf: (failure: unknown) => { errno: number; expected: boolean };
@@ -80,6 +81,7 @@ export class Upcalls {
       if (file?.uncertain === true)
         throw new ExtmemError('EIO', `committing inode ${node}: a truncation is uncertain until the manager is back`);
       if (file?.unlinked !== false) return;
+      if (directories.isRefused(node)) throw new ExtmemError('EIO', `committing inode ${node}: the manager did not take its name`);
       if (record.length > 0) await commits.commit(node, record);
       else if (isUnannounced) await directories.settled();
     } catch (error) {
@@ -151,12 +153,10 @@ export class Upcalls {
 
   /** As the kernel does it for what goes through its cache (inode(7)). */
   private async dropPrivileges({ node }: Asked<'dropPrivileges'>): Promise<undefined> {
-    const { held, manager, native, cache } = this.parts;
-    const mode = held.get(node)?.attr.mode;
-    if (mode === undefined) return;
-    const { attr } = await manager.ask('setattr', { ino: node, set: { mode: withoutPrivileges(mode) } });
+    const { held, manager, native, cache, wait } = this.parts;
+    const { attr } = await manager.ask('setattr', { ino: node, set: { dropPrivileges: true } });
     held.noteAttr(attr);
     cache.replaceAttr(attr);
-    await native.invalidateInode(node, -1, 0); // attributes only: what the kernel locks of the file is the writer's
+    await wait.settle(native.invalidateInode(node, -1, 0), 'attributes'); // only these: what the kernel locks of it is the writer's
   }
 }

@@ -28,7 +28,7 @@ export interface DirectoryHandle {
 export function opendir(fs: FileSystem, { node }: Request): Reply {
   const handle = fs.nextDirectoryHandle;
   fs.nextDirectoryHandle += 1;
-  fs.directories.set(handle, { ino: node, page: undefined, cookie: 0, index: 0, failures: fs.client.directories.failuresOf(node) });
+  fs.directories.set(handle, { ino: node, page: undefined, cookie: 0, index: 0, failures: fs.client.directories.failuresTold(node) });
   return encodeOpen(handle, 0);
 }
 
@@ -43,7 +43,7 @@ export async function syncDirectory(fs: FileSystem, { body }: Request): Promise<
   const handle = fs.directories.get(decodeFsync(body).handle);
   if (handle === undefined) throw new ExtmemError('EBADF', 'syncing a directory: its handle is not known');
   await directories.settled();
-  const failures = directories.failuresOf(handle.ino);
+  const failures = directories.tellFailures(handle.ino);
   if (failures === handle.failures) return undefined;
   handle.failures = failures;
   throw new ExtmemError('EIO', `syncing directory ${handle.ino}: the manager refused what had been answered as done in it`);
@@ -113,7 +113,7 @@ function addEntries(fs: FileSystem, handle: DirectoryHandle, writer: DirentWrite
     const next = cookie + DOT_OFFSETS;
     if (plus) {
       // The page may be old by now: the kernel may believe what is still in the cache.
-      const present = fs.client.cache.attr(attr.ino);
+      const present = fs.client.directories.attrOf(attr.ino) ?? fs.client.cache.attr(attr.ino);
       const isKept = fs.client.cache.entry(handle.ino, name) === attr.ino;
       const valid = fs.validity(attr.ino, { entry: isKept, attr: present !== undefined });
       if (!writer.addPlus(name, fs.current(present ?? attr), valid, next)) return;

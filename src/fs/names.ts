@@ -30,20 +30,22 @@ export function lookup(fs: FileSystem, { node: parent, body }: Request): Reply |
   if (known === undefined && directories.isAbsent(parent, name)) return encodeNegativeEntry(0);
   if (known === 0) return encodeNegativeEntry(fs.client.validityMs());
   if (known !== undefined) {
-    const attr = cache.attr(known);
+    const attr = directories.attrOf(known) ?? cache.attr(known);
     if (attr !== undefined) return fs.entry(attr, { entry: true, attr: true });
   }
   return lookupAsking(fs, parent, name);
 }
 
 async function lookupAsking(fs: FileSystem, parent: number, name: string): Promise<Reply> {
-  const { cache, manager } = fs.client;
+  const { cache, directories, manager } = fs.client;
   const stamp = cache.beginFill();
   const { attr, cacheable } = await whileBusy(fs, [parent], () => manager.ask('lookup', { parent, name }));
   // The manager tells of every change of the name; `cacheable` is about the attributes.
   const keep = cache.mayKeep(stamp);
   cache.keepEntry(stamp, parent, name, attr?.ino);
   if (attr === undefined) return encodeNegativeEntry(keep ? fs.client.validityMs() : 0);
+  const ours = directories.attrOf(attr.ino); // newer than any answer
+  if (ours !== undefined) return fs.entry(ours, { entry: keep, attr: true });
   if (cacheable) cache.keepAttr(stamp, attr);
   await fs.client.kernelSettled(attr.ino);
   return fs.entry(attr, { entry: keep, attr: keep && cacheable });

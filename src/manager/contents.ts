@@ -84,7 +84,7 @@ export class Contents {
       return names.setAttributes(tx, findInode(tx, ask.ino), ask.set);
     });
     const attr = attrOf(inode);
-    const others = delegations.others(ask.ino, client).filter(({ row }) => row.mode === 'write');
+    const others = delegations.others(ask.ino, client).filter(({ row }) => row.mode !== 'read');
     await Promise.all([
       interest.tell(client, { entries: [], attributes: [attr] }),
       this.tellHolders(others, { ino: ask.ino, offset: 0, length: 0, attr }),

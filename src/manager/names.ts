@@ -8,7 +8,7 @@
 import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import type { Ask, Attr, InodeKind, SetAttr, Time, clientOperations } from '../base/messages.js';
-import { S_ISGID } from '../base/mode_bits.js';
+import { S_ISGID, withoutPrivileges } from '../base/mode_bits.js';
 import { attrOf, findDirectory, findInode, FIRST_COOKIE, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, takeNumber, type ReadView, type Transaction } from './metadata_store.js';
@@ -150,6 +150,7 @@ export class Names {
       change: inode.change + 1,
       ctime: set.ctime ?? at,
       ...(set.mode === undefined ? {} : { mode: set.mode & 0o7777 }),
+      ...(set.dropPrivileges === true ? { mode: withoutPrivileges(inode.mode) } : {}),
       ...(set.uid === undefined ? {} : { uid: set.uid }),
       ...(set.gid === undefined ? {} : { gid: set.gid }),
       ...(set.atime === undefined ? {} : { atime: set.atime }),

@@ -101,12 +101,13 @@ while True:
       [a, 'a'],
       [b, 'b'],
     ];
+    // Each mount finds the manager again when it does.
     for (const [actor, name] of named)
       await actor.do(`
-fd = os.open('log', os.O_WRONLY | os.O_APPEND)
-n = 1000
+fd, n = None, 1000
 while n < 1020:
     try:
+        if fd is None: fd = os.open('log', os.O_WRONLY | os.O_APPEND)
         os.write(fd, record('${name}', n)); acknowledged.append(['${name}', n]); n += 1
     except OSError: pass
 os.close(fd)`);

@@ -69,6 +69,26 @@ describe('the holder', () => {
     expect(await a.kernel.list(d)).toHaveLength(12);
   });
 
+  test('does not believe answers that were under way when it changed something', async () => {
+    const node = await makeClosed(a, 'f');
+    expect(await syncDirectory(a)).toBe(0);
+    a.client.cache.dropAttr(node);
+    a.client.cache.dropAttr(d);
+    const ask = a.session.ask.bind(a.session);
+    let release: () => void = () => undefined;
+    const released = new Promise<void>((resolve) => (release = resolve));
+    const late: typeof ask = (name, what) => ask(name, what).then(async (answer) => (await released, answer));
+    a.session.ask = late;
+    const under = [a.kernel.lookup(d, 'f'), a.kernel.lookup(1, 'd')];
+    await new Promise((resolve) => setTimeout(resolve, 20)); // the manager has answered
+    expect((await a.kernel.ask('UNLINK', d, text('f'))).errno).toBe(0);
+    release();
+    await Promise.all(under);
+    a.session.ask = ask;
+    expect((await a.kernel.lookup(d, 'f')).node).toBe(0);
+    expect(a.client.cache.attr(d)).toBeUndefined();
+  });
+
   test('is told at once what cannot be', async () => {
     await makeClosed(a, 'f');
     expect((await a.kernel.create(d, 'f', 0o2 | 0o200)).errno).toBe(EEXIST);
@@ -228,6 +248,15 @@ describe('when something dies', () => {
     await until(() => a.session.alive);
     expect((await a.kernel.ask('FSYNCDIR', d, sync)).errno).toBe(EIO);
     expect((await b.kernel.lookup(d, 'refused')).node).toBe(0);
+  });
+
+  test('who opens the directory only after a refusal is told of it too, once; so is who syncs the refused file', async () => {
+    await a.session.ask('returnDirectories', { directories: [d] }); // behind the back of the part that has it
+    const { node } = await make(a, 'refused');
+    await a.client.directories.settled();
+    expect(await syncDirectory(a)).toBe(EIO);
+    expect(await syncDirectory(a)).toBe(0);
+    expect((await commit(a, node, 1)).errno).toBe(EIO);
   });
 
   test('what was not told before a fence has not happened, and fsync of the directory says so', async () => {
