@@ -3,119 +3,21 @@
  * machines; the ratios within one run are what counts.
  */
 import { writeFile } from 'node:fs/promises';
-import { cpus, release } from 'node:os';
-import { Command, InvalidArgumentError } from 'commander';
-import { median } from './measure.js';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { currentLoad, describeMachine, tableHead, type Report } from './report.js';
 import { rows } from './rows/index.js';
-import { linksOf, type Comparison, type Figures, type Peer, type Row } from './rows/row.js';
-import { FILE_BYTES } from './rows/streams.js';
-import { ExtmemTarget } from './targets/extmem.js';
-import { NbdFuseTarget } from './targets/nbdfuse.js';
-import { SshfsTarget } from './targets/sshfs.js';
-import type { Link, Target } from './targets/target.js';
-import { TmpfsTarget } from './targets/tmpfs.js';
+import type { Row } from './rows/row.js';
+import { benchLink } from './run.js';
+import type { Link } from './targets/target.js';
+import { switchUringOn } from './uring_switch.js';
 
-interface Result {
-  row: string;
-  figure: string;
-  title: string;
-  link: Link;
-  unit: string;
-  ours: number;
-  peer: { name: string; value: number } | undefined;
-  /** Ours over the peer's (or ours, where there is no peer): median, and the rounds' extremes. */
-  ratio: number;
-  ratios: { min: number; max: number };
-  better: 'lower' | 'higher';
-  reach: number;
-  reached: boolean;
-  /** Everything that was measured beside it, medians. */
-  all: { ours: Figures; peer: Figures };
-}
-
-const peers: Record<Peer, (link: Link) => Target> = {
-  nbdfuse: (link) => new NbdFuseTarget(link),
-  sshfs: () => new SshfsTarget(),
-  tmpfs: () => new TmpfsTarget(),
-};
-
-interface Round {
-  ours: Figures;
-  peer: Figures;
-}
-
-async function measureRow(row: Row, ours: Target, peer: Target | undefined, rounds: number): Promise<Round[]> {
-  const samples: Round[] = [];
-  // The first tens of thousands of faults after a start are slow with every daemon: one round is not counted.
-  for (let round = peer === undefined ? 1 : 0; round <= rounds; ++round) {
-    const sample = { ours: await row.measure(ours), peer: peer === undefined ? {} : await row.measure(peer) };
-    if (round > 0) samples.push(sample);
-  }
-  return samples;
-}
-
-function medians(samples: readonly Figures[]): Figures {
-  const keys = Object.keys(samples[0] ?? {});
-  return Object.fromEntries(keys.map((key) => [key, median(samples.map((sample) => sample[key] ?? NaN))]));
-}
-
-function compare(row: Row, comparison: Comparison, link: Link, rounds: readonly Round[], peer: Target | undefined): Result {
-  const { figure, title, unit, better } = comparison;
-  const reach = comparison.reach[link] ?? NaN;
-  const ratios = rounds.map(({ ours, peer: theirs }) => (ours[figure] ?? NaN) / (peer === undefined ? 1 : (theirs[figure] ?? NaN)));
-  const ratio = median(ratios);
-  const all = { ours: medians(rounds.map((round) => round.ours)), peer: medians(rounds.map((round) => round.peer)) };
-  return {
-    row: row.id,
-    figure,
-    title,
-    link,
-    unit,
-    ours: all.ours[figure] ?? NaN,
-    peer: peer === undefined ? undefined : { name: peer.name, value: all.peer[figure] ?? NaN },
-    ratio,
-    ratios: { min: Math.min(...ratios), max: Math.max(...ratios) },
-    better,
-    reach,
-    reached: better === 'lower' ? ratio <= reach : ratio >= reach,
-    all,
-  };
-}
-
-function print({ title, link, unit, ours, peer, ratio, ratios, better, reach, reached }: Result): void {
-  const digits = (value: number): string => value.toFixed(value < 100 ? 1 : 0);
-  const theirs = peer === undefined ? '-' : `${peer.name}: ${digits(peer.value)} ${unit}`;
-  const range = peer === undefined ? '-' : `${ratio.toFixed(2)} (${ratios.min.toFixed(2)}-${ratios.max.toFixed(2)})`;
-  const bound = `${better === 'lower' ? '≤' : '≥'} ${reach}`;
-  process.stdout.write(`| ${title} | ${link} | ${digits(ours)} ${unit} | ${theirs} | ${range} | ${bound} | ${reached ? 'yes' : 'NO'} |\n`);
-}
-
-async function benchLink(link: Link, chosen: readonly Row[], rounds: number): Promise<Result[]> {
-  const ours = new ExtmemTarget(link);
-  let peer: Target | undefined;
-  let peerKind: Peer | undefined;
-  const results: Result[] = [];
-  try {
-    await ours.start(FILE_BYTES);
-    for (const row of chosen.filter((one) => linksOf(one).includes(link))) {
-      if (row.peer !== peerKind) {
-        await peer?.stop();
-        peer = row.peer === undefined ? undefined : peers[row.peer](link);
-        peerKind = row.peer;
-        await peer?.start(FILE_BYTES);
-      }
-      const samples = await measureRow(row, ours, peer, rounds);
-      for (const comparison of row.comparisons) {
-        const result = compare(row, comparison, link, samples, peer);
-        print(result);
-        results.push(result);
-      }
-    }
-  } finally {
-    await peer?.stop();
-    await ours.stop();
-  }
-  return results;
+interface Options {
+  only?: Row[];
+  links: Link[];
+  rounds: number;
+  ioUring: 'auto' | 'off';
+  json?: string;
+  check?: boolean;
 }
 
 function parseRounds(text: string): number {
@@ -124,35 +26,87 @@ function parseRounds(text: string): number {
   return rounds;
 }
 
-async function main(): Promise<void> {
-  const program = new Command('bench')
+function parseRows(text: string): Row[] {
+  const names = text.split(',');
+  const unknown = names.filter((name) => !rows.some((row) => row.id === name || row.group === name));
+  if (unknown.length > 0) throw new InvalidArgumentError(`there is no row ${unknown.join(', ')}; --help lists them`);
+  return rows.filter((row) => names.includes(row.id) || names.includes(row.group));
+}
+
+function parseLinks(text: string): Link[] {
+  return text.split(',').map((link) => {
+    if (link !== 'shm' && link !== 'tcp') throw new InvalidArgumentError(`there is no link ${link}; there are shm and tcp`);
+    return link;
+  });
+}
+
+function parse(): Options {
+  const groups = [...new Set(rows.map((row) => row.group))];
+  return new Command('bench')
     .description('extmem beside its peers, in one run')
-    .option('--only <rows>', 'groups or row ids, comma-separated')
-    .option('--links <links>', 'shm, tcp', 'shm,tcp')
-    .option('--rounds <n>', 'alternating rounds', parseRounds, 5)
+    .option('--only <rows>', 'groups or row ids, comma-separated; default: all', parseRows)
+    .option('--links <links>', 'shm, tcp', parseLinks, ['shm', 'tcp'])
+    .option('--rounds <n>', 'alternating rounds; figures are their medians', parseRounds, 5)
+    .addOption(
+      new Option('--io-uring <use>', 'FUSE over io_uring: auto (switched on for the run, as root) or off')
+        .choices(['auto', 'off'])
+        .default('auto'),
+    )
     .option('--json <file>', 'write the results there')
     .option('--check', 'exit non-zero when a row falls short')
-    .addHelpText(
-      'after',
-      `\nRows: ${rows.map((row) => row.id).join(', ')}\nGroups: ${[...new Set(rows.map((row) => row.group))].join(', ')}`,
-    )
-    .parse();
-  const options = program.opts<{ only?: string; links: string; rounds: number; json?: string; check?: boolean }>();
-  const only = options.only?.split(',');
-  const unknown = only?.filter((name) => !rows.some((row) => row.id === name || row.group === name)) ?? [];
-  if (unknown.length > 0) program.error(`no such row: ${unknown.join(', ')}; there are ${rows.map((row) => row.id).join(', ')}`);
-  const chosen = rows.filter((row) => only === undefined || only.includes(row.id) || only.includes(row.group));
+    .addHelpText('after', `\nRows: ${rows.map((row) => row.id).join(', ')}\nGroups: ${groups.join(', ')}`)
+    .parse()
+    .opts<Options>();
+}
+
+/** The first SIGINT or SIGTERM ends the run cleanly, the second at once. */
+function abortedBySignals(): AbortSignal {
+  const controller = new AbortController();
+  for (const name of ['SIGINT', 'SIGTERM'] as const)
+    process.once(name, () => {
+      process.stderr.write(`\n${name}: stopping what was started, after the measurement under way\n`);
+      controller.abort();
+    });
+  return controller.signal;
+}
+
+async function main(): Promise<void> {
+  const options = parse();
+  process.env['EXTMEM_IO_URING'] = options.ioUring; // for the mounts that are started
+  const signal = abortedBySignals();
+  const restore = options.ioUring === 'auto' ? switchUringOn() : (): undefined => undefined;
+  const report: Report = {
+    machine: await describeMachine(),
+    command: ['npm run bench --', ...process.argv.slice(2)].join(' '),
+    rounds: options.rounds,
+    load: currentLoad(),
+    results: [],
+    skipped: [],
+  };
+  const { machine } = report;
   process.stdout.write(
-    `Linux ${release()}, ${cpus().length} CPUs, ${options.rounds} alternating rounds, application unpinned, medians\n\n`,
+    `Linux ${machine.kernel}, ${machine.cpus} CPUs${machine.virtual ? ' of a virtual machine' : ''}, load ${report.load}; ` +
+      `${options.rounds} alternating rounds, application unpinned unless said, medians; latencies with p50 / p90 / p99\n\n${tableHead}`,
   );
-  process.stdout.write('| measure | link | extmem | peer | ratio (min-max) | to reach | reached |\n|---|---|---|---|---|---|---|\n');
-  const results: Result[] = [];
-  for (const link of options.links.split(',')) {
-    if (link !== 'shm' && link !== 'tcp') program.error(`no such link: ${link}; there are shm and tcp`);
-    else results.push(...(await benchLink(link, chosen, options.rounds)));
+  try {
+    for (const link of options.links) {
+      const { results, skipped } = await benchLink(link, { rows: options.only ?? rows, rounds: options.rounds, signal });
+      report.results.push(...results);
+      report.skipped.push(...skipped);
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    process.exitCode = 130;
+    return;
+  } finally {
+    restore();
   }
-  if (options.json !== undefined) await writeFile(options.json, JSON.stringify(results, null, 2));
-  if (options.check === true && results.some((result) => !result.reached)) process.exitCode = 1;
+  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(report, null, 2)}\n`);
+  const short = report.results.filter((result) => !result.reached);
+  process.stdout.write(
+    `\n${report.results.length} measured, ${short.length} short of what is to be reached, ${report.skipped.length} skipped\n`,
+  );
+  if (options.check === true && short.length > 0) process.exitCode = 1;
 }
 
 await main();

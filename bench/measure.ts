@@ -18,23 +18,51 @@ async function fio(name: string, parameters: string[]): Promise<FioJob> {
   return job;
 }
 
-/** µs of 4 KiB random reads through mmap, each a fault because the file's pages were dropped before. `random` false: without MADV_RANDOM. */
-export async function measureFaults(file: string, options: { bytes: number; random: boolean; pinned: boolean }): Promise<Figures> {
+export interface Faults {
+  /** How much is read in all, 4 KiB at a time. */
+  bytes: number;
+  /** From the file's first so many bytes; default: all of it. */
+  within?: number;
+  /** False: without MADV_RANDOM. */
+  random?: boolean;
+  pinned?: boolean;
+}
+
+const faultParameters = (file: string, random: boolean): string[] => [
+  `--filename=${file}`,
+  '--ioengine=mmap',
+  '--rw=randread',
+  '--bs=4k',
+  '--invalidate=1',
+  `--fadvise_hint=${random ? 'random' : '0'}`,
+];
+
+/** µs of 4 KiB random reads through mmap, each a fault because the kernel's pages of the file were dropped before. */
+export async function measureFaults(file: string, { bytes, within, random = true, pinned = false }: Faults): Promise<Figures> {
   const { read } = await fio('fault', [
-    `--filename=${file}`,
-    '--ioengine=mmap',
-    '--rw=randread',
-    '--bs=4k',
-    `--io_size=${options.bytes}`,
-    '--size=100%',
-    '--invalidate=1',
-    `--fadvise_hint=${options.random ? 'random' : '0'}`,
+    ...faultParameters(file, random),
+    `--io_size=${bytes}`,
+    `--size=${within ?? '100%'}`,
     '--percentile_list=50:90:99',
-    ...(options.pinned ? ['--cpus_allowed=0'] : []),
+    ...(pinned ? ['--cpus_allowed=0'] : []),
   ]);
   const { mean, percentile } = read.clat_ns;
   const micros = (key: string): number => (percentile[key] ?? NaN) / 1000;
   return { p50: micros('50.000000'), p90: micros('90.000000'), p99: micros('99.000000'), mean: mean / 1000 };
+}
+
+/** Such faults per second, of two threads, each in its own half of the file. */
+export async function measureFaultsOfTwo(file: string, bytes: number): Promise<Figures> {
+  const { read } = await fio('faults', [
+    ...faultParameters(file, true),
+    `--io_size=${bytes}`,
+    '--size=50%',
+    '--offset_increment=50%',
+    '--numjobs=2',
+    '--thread',
+    '--group_reporting',
+  ]);
+  return { rate: read.iops };
 }
 
 /** 4 KiB random reads per second past the kernel's page cache, eight under way. */
@@ -60,8 +88,14 @@ export async function measureScan(file: string): Promise<number> {
 
 /** A program of programs/, which prints its figures as JSON. */
 export async function program(name: string, ...parameters: string[]): Promise<Figures> {
+  return programUnder([], name, ...parameters);
+}
+
+/** The same, started by another command: `runner` stands before it. */
+export async function programUnder(runner: string[], name: string, ...parameters: string[]): Promise<Figures> {
   const path = fileURLToPath(new URL(`../../bench/programs/${name}`, import.meta.url));
-  const { stdout } = await run('python3', [path, ...parameters]);
+  const [command = 'python3', ...rest] = [...runner, 'python3', path, ...parameters];
+  const { stdout } = await run(command, rest);
   return JSON.parse(stdout) as Figures;
 }
 
@@ -93,10 +127,4 @@ export async function cold(target: Target): Promise<void> {
 /** The file's pages leave the kernel's cache (posix_fadvise(POSIX_FADV_DONTNEED), by dd's nocache flag). */
 export async function dropKernelPages(file: string): Promise<void> {
   await run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none']);
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((left, right) => left - right);
-  const middle = Math.floor(sorted.length / 2);
-  return sorted.length % 2 === 1 ? (sorted[middle] ?? NaN) : ((sorted[middle - 1] ?? NaN) + (sorted[middle] ?? NaN)) / 2;
 }

@@ -22,7 +22,7 @@ export const faultRows: readonly Row[] = [
     comparisons: ['p50', 'p90'].map((figure) => latency(figure, '4 KiB mmap fault, MADV_RANDOM, cold')),
     async measure(target) {
       await cold(target);
-      return measureFaults(target.file, { bytes: FAULT_BYTES, random: true, pinned: false });
+      return measureFaults(target.file, { bytes: FAULT_BYTES });
     },
   },
   {
@@ -33,7 +33,7 @@ export const faultRows: readonly Row[] = [
     comparisons: [latency('mean', '4 KiB mmap access, kernel reads around, cold')],
     async measure(target) {
       await cold(target);
-      return measureFaults(target.file, { bytes: FAULT_BYTES, random: false, pinned: false });
+      return measureFaults(target.file, { bytes: FAULT_BYTES, random: false });
     },
   },
   {

@@ -2,7 +2,18 @@
 import { faultRows } from './faults.js';
 import { fileRows } from './files.js';
 import { footprintRows } from './footprint.js';
+import { fuseNativeRows } from './fuse_native.js';
+import { nullRows } from './null.js';
+import { pressureRows } from './pressure.js';
 import type { Row } from './row.js';
 import { streamRows } from './streams.js';
 
-export const rows: readonly Row[] = [...faultRows, ...streamRows, ...fileRows, ...footprintRows];
+export const rows: readonly Row[] = [
+  ...faultRows,
+  ...nullRows,
+  ...streamRows,
+  ...fileRows,
+  ...fuseNativeRows,
+  ...pressureRows,
+  ...footprintRows,
+];

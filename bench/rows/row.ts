@@ -3,7 +3,7 @@ import type { Link, Target } from '../targets/target.js';
 
 export type Figures = Record<string, number>;
 
-export type Peer = 'nbdfuse' | 'sshfs' | 'tmpfs';
+export type Peer = 'nbdfuse' | 'sshfs' | 'tmpfs' | 'null' | 'fuse-native' | 'swap file' | 'zram';
 
 /** One figure of a measurement held against the peer's. */
 export interface Comparison {
@@ -11,15 +11,20 @@ export interface Comparison {
   title: string;
   unit: string;
   better: 'lower' | 'higher';
-  /** Ours over the peer's, by link; without a peer the figure itself. A link that is not named is not measured. */
-  reach: Partial<Record<Link, number>>;
+  /**
+   * Ours over the peer's, by link; without a peer the figure itself. 'shown': nothing is to be reached. A link that is not named is not
+   * measured.
+   */
+  reach: Partial<Record<Link, number | 'shown'>>;
 }
 
 export interface Row {
   id: string;
-  group: 'fault' | 'seq' | 'write' | 'direct' | 'warm' | 'copy' | 'files' | 'footprint';
+  group: 'fault' | 'seq' | 'write' | 'direct' | 'warm' | 'copy' | 'files' | 'footprint' | 'null' | 'fuse-native' | 'pressure';
   /** Undefined: the figure is held against a bound of its own. */
   peer: Peer | undefined;
+  /** Measured only where the mount's requests come over io_uring. */
+  needsUring?: boolean;
   comparisons: readonly Comparison[];
   measure(target: Target): Promise<Figures>;
 }

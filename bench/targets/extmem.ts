@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { runtimeFolder } from '../../src/cli/endpoint.js';
 import { askMount } from '../../src/fs/mount_control.js';
-import { fill, freePort, MIB, stopProcess, type Link, type Target } from './target.js';
+import { fill, freePort, MIB, run, stopProcess, type Link, type SessionKind, type Target } from './target.js';
 
 const cli = join(dirname(fileURLToPath(import.meta.url)), '../../src/cli/main.js');
 
@@ -50,22 +50,32 @@ export class ExtmemTarget implements Target {
     await askMount(runtimeFolder(), this.mountPoint, 'POST', '/evict');
   }
 
-  async pids(): Promise<number[]> {
+  /** O_DIRECT leaves the kernel nothing to keep, so that our cache keeps it. */
+  async hold(bytes: number): Promise<void> {
+    await this.evict();
+    await run('dd', [`if=${this.file}`, 'of=/dev/null', 'iflag=direct', 'bs=1M', `count=${bytes / MIB}`, 'status=none']);
+  }
+
+  /** The mount's counters, by group. */
+  async statistics(): Promise<Record<string, Record<string, number>>> {
+    return JSON.parse(await askMount(runtimeFolder(), this.mountPoint, 'GET', '/status')) as Record<string, Record<string, number>>;
+  }
+
+  async session(): Promise<SessionKind> {
+    return (await this.statistics())['fuse']?.['session'] as unknown as SessionKind;
+  }
+
+  /** Of the processes that were started for it, those in these roles: mount, appliance, manager. */
+  async pidsOf(...roles: string[]): Promise<number[]> {
     const found = [this.up?.pid ?? -1];
+    const meant: number[] = [];
     for (const pid of found) {
       const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8');
       found.push(...children.trim().split(/\s+/).filter(Boolean).map(Number));
+      const [, , role] = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0');
+      if (role !== undefined && roles.includes(role)) meant.push(pid);
     }
-    return found;
-  }
-
-  /** The process that serves the mount. */
-  async mountPid(): Promise<number> {
-    for (const pid of await this.pids()) {
-      const [, , command] = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0');
-      if (command === 'mount') return pid;
-    }
-    throw new Error('no process serves the mount');
+    return meant;
   }
 
   async stop(): Promise<void> {

@@ -35,9 +35,6 @@ export class NbdFuseTarget implements Target {
   evict(): Promise<void> {
     return Promise.resolve(); // it has no cache of its own
   }
-  pids(): Promise<number[]> {
-    return Promise.resolve([this.server, this.fuse].flatMap((child) => child?.pid ?? []));
-  }
   async stop(): Promise<void> {
     if (this.home === '') return; // never started
     await unmount(join(this.home, 'mnt'));

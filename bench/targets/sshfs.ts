@@ -41,9 +41,6 @@ export class SshfsTarget implements Target {
   evict(): Promise<void> {
     return Promise.resolve(); // it keeps attributes only
   }
-  pids(): Promise<number[]> {
-    return Promise.resolve([this.server, this.fuse].flatMap((child) => child?.pid ?? []));
-  }
   async stop(): Promise<void> {
     if (this.home === '') return; // never started
     await unmount(this.folder);

@@ -8,7 +8,13 @@ export const run = promisify(execFile);
 /** How the bytes travel: shared memory (for a peer: a unix socket), or TCP. */
 export type Link = 'shm' | 'tcp';
 
+/** How the kernel's requests come to a mount. */
+export type SessionKind = 'io_uring' | '/dev/fuse';
+
 export const MIB = 1 << 20;
+
+/** What a row needs cannot be had here: it is skipped, and the reason told. */
+export class Unavailable extends Error {}
 
 export interface Target {
   readonly name: string;
@@ -20,8 +26,8 @@ export interface Target {
   start(bytes: number): Promise<void>;
   /** Its own cache too, not only the kernel's, forgets the file. */
   evict(): Promise<void>;
-  /** Process ids of all of it. */
-  pids(): Promise<number[]>;
+  /** Its own cache, not the kernel's, holds so many bytes from the file's beginning. Absent where there is none. */
+  hold?(bytes: number): Promise<void>;
   stop(): Promise<void>;
 }
 

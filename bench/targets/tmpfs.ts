@@ -19,9 +19,6 @@ export class TmpfsTarget implements Target {
   evict(): Promise<void> {
     return Promise.resolve();
   }
-  pids(): Promise<number[]> {
-    return Promise.resolve([]);
-  }
   async stop(): Promise<void> {
     if (this.folder === '') return; // never started
     await unmount(this.folder);

@@ -11,16 +11,16 @@ export class MemoryCgroup {
     private readonly version: 1 | 2,
   ) {}
 
-  /** `limitBytes` bounds anonymous memory, page cache and kernel memory of all that runs in it; nothing of it is swapped. */
-  static create(name: string, limitBytes: number): MemoryCgroup {
+  /** `limitBytes` bounds anonymous memory, page cache and kernel memory of all that runs in it; unless it `swaps`, nothing of it is. */
+  static create(name: string, limitBytes: number, { swaps = false } = {}): MemoryCgroup {
     const version = existsSync(join(v1, 'memory.limit_in_bytes')) ? 1 : 2;
     if (version === 2) enableMemoryController();
     const folder = join(version === 1 ? v1 : v2, `extmem-test-${process.pid}-${name}`);
     mkdirSync(folder);
     const cgroup = new MemoryCgroup(folder, version);
     cgroup.write(version === 1 ? 'memory.limit_in_bytes' : 'memory.max', String(limitBytes));
-    if (version === 2) cgroup.write('memory.swap.max', '0');
-    else cgroup.write('memory.swappiness', '0');
+    if (version === 2) cgroup.write('memory.swap.max', swaps ? 'max' : '0');
+    else if (!swaps) cgroup.write('memory.swappiness', '0');
     return cgroup;
   }
 
