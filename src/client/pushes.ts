@@ -97,8 +97,8 @@ export class Pushes implements PushHandlers {
     cache.invalidateAttr(ino);
     const file = held.get(ino);
     if (file !== undefined) {
+      if (record !== undefined) await this.takeRecord(file, record); // first: a size without its extents reads as zeros
       if (attr !== undefined) held.noteAttr(attr);
-      if (record !== undefined) await this.takeRecord(file, record);
       if (cut === true) await this.endPause(file, offset, length);
     }
     if (length === 0) {

@@ -47,7 +47,7 @@ function openHandle(fs: FileSystem, file: HeldFile, mode: OpenMode, flags: numbe
   const { ino } = file;
   const keepCache = fs.client.held.takeKeepCache(file);
   try {
-    const direct = fs.files.goesDirect(file, flags);
+    const direct = fs.files.goesDirect(ino, flags);
     const handle = fs.native.openHandle(ino, flags, { keepsPages: keepCache, direct });
     fs.files.add(handle, { ino, mode, direct });
     return [handle, (keepCache ? FOPEN_KEEP_CACHE : 0) | (direct ? FOPEN_DIRECT_IO : 0)];

@@ -1,13 +1,12 @@
 /**
  * Open files by native's handle, and how the kernel goes about each: through its page cache, or direct.
  *
- * Where an append lands is decided here, not by the kernel: a descriptor that appends goes direct, so that the kernel sends it whole
- * and keeps nothing of it. A read through the kernel's cache takes the last page first and the size after it, though: a direct append
- * in between shows as zeros. So that the two do not meet, whoever opens a file that an appender has open direct goes direct too, and
- * a file of ours alone that is open through the cache is appended to through the cache.
+ * Where an append lands is decided here, not by the kernel: a descriptor that appends goes direct, so that the kernel sends each write
+ * whole and keeps nothing of it. A read through the kernel's cache takes the last page first and the size after it, though: a direct
+ * append in between shows as zeros, until the next read. So whoever opens a file that an appender has open goes direct too.
  */
 import { constants } from 'node:fs';
-import type { HeldFile, OpenMode } from '../client/held_files.js';
+import type { OpenMode } from '../client/held_files.js';
 import { O_ACCMODE } from './fuse_wire.js';
 
 export interface OpenFile {
@@ -20,7 +19,8 @@ export class OpenFiles {
   /** The kernel can map files shared that were opened with FOPEN_DIRECT_IO. Known once native has started. */
   mapsDirect = false;
   private readonly files = new Map<number, OpenFile>();
-  private readonly counts = new Map<number, { direct: number; cached: number }>();
+  /** How many are open direct, by inode. */
+  private readonly direct = new Map<number, number>();
 
   get size(): number {
     return this.files.size;
@@ -31,12 +31,9 @@ export class OpenFiles {
   }
 
   /** Whether an open with these flags is answered with FOPEN_DIRECT_IO. Where that would make mmap fail, only write-only ones are. */
-  goesDirect({ ino, mode }: Pick<HeldFile, 'ino' | 'mode'>, flags: number): boolean {
-    const { direct, cached } = this.counts.get(ino) ?? { direct: 0, cached: 0 };
-    if ((flags & constants.O_APPEND) === 0) return this.mapsDirect && direct > 0;
-    const isAlone = mode !== 'shared';
-    if (!this.mapsDirect) return !isAlone && (flags & O_ACCMODE) === constants.O_WRONLY;
-    return !isAlone || cached === 0;
+  goesDirect(ino: number, flags: number): boolean {
+    if ((flags & constants.O_APPEND) === 0) return this.mapsDirect && (this.direct.get(ino) ?? 0) > 0;
+    return this.mapsDirect || (flags & O_ACCMODE) === constants.O_WRONLY;
   }
 
   add(handle: number, file: OpenFile): void {
@@ -54,9 +51,9 @@ export class OpenFiles {
   }
 
   private count({ ino, direct }: OpenFile, by: 1 | -1): void {
-    const counts = this.counts.get(ino) ?? { direct: 0, cached: 0 };
-    counts[direct ? 'direct' : 'cached'] += by;
-    if (counts.direct + counts.cached > 0) this.counts.set(ino, counts);
-    else this.counts.delete(ino);
+    if (!direct) return;
+    const count = (this.direct.get(ino) ?? 0) + by;
+    if (count > 0) this.direct.set(ino, count);
+    else this.direct.delete(ino);
   }
 }

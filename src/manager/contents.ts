@@ -134,21 +134,23 @@ export class Contents {
     await delegations.answerTaken(ask.ino, client);
     const holder = this.checkWriter(client, ask.ino);
     const lock = writeLock(ask.ino);
-    const { size } = findFile(store, ask.ino);
     const end = ask.offset + ask.length;
+    const grows = (): boolean => end > findFile(store, ask.ino).size;
     const publish = async (grownTo: number): Promise<{ attr: Attr }> => {
       const inode = findFile(store, ask.ino);
       const grown = { ...inode, size: Math.max(inode.size, grownTo) };
       // A holder whose record ends earlier would read zeros where the file has grown.
-      const record = grownTo > size ? { record: recordOf(store, grown) } : {};
+      const record = grownTo > 0 ? { record: recordOf(store, grown) } : {};
       const news = { ino: ask.ino, offset: ask.offset, length: ask.length, attr: attrOf(grown), ...record };
       await this.tellHolders(delegations.others(ask.ino, client), news, { lock });
       const written = await store.transact((tx) => files.wrote(tx, findFile(tx, ask.ino), grownTo, ask.mtime));
       return { attr: attrOf(written) };
     };
-    return client.whileBusy(ask.holdsPages === false ? [] : [lock], () =>
-      end > size ? ends.publish(holder, ask.ino, () => publish(end)) : publish(0),
-    );
+    return client.whileBusy(ask.holdsPages === false ? [] : [lock], async () => {
+      // Within what another is making the file longer by, which this client was told of already.
+      if (grows() && !ends.isItsOwn(holder, ask.ino)) await ends.published(ask.ino);
+      return grows() ? ends.publish(holder, ask.ino, () => publish(end)) : publish(0);
+    });
   }
 
   async claimEnd(client: Client, ask: Ask<Operations, 'claimEnd'>): Promise<Answer<Operations, 'claimEnd'>> {

@@ -60,9 +60,7 @@ export class Ends {
   /** `tell` tells the others of bytes behind the end, then makes the file longer. */
   async publish<T>(holder: Holder, ino: number, tell: () => Promise<T>): Promise<T> {
     const end = this.endOf(ino);
-    // Since before this process began: it is the one that had it.
-    const isItsOwn = end.owner === holder.client || (end.owner === undefined && end.unknown === true) || holder.row.mode === 'write';
-    if (!isItsOwn) throw new ExtmemError('ESTALE', `client ${holder.client} has not claimed the end of inode ${ino}`);
+    if (!this.isItsOwn(holder, ino)) throw new ExtmemError('ESTALE', `client ${holder.client} has not claimed the end of inode ${ino}`);
     await this.published(ino);
     const told = tell();
     end.publishing = told;
@@ -71,6 +69,13 @@ export class Ends {
     } finally {
       if (end.publishing === told) delete end.publishing;
     }
+  }
+
+  /** Whether a holder may make the file longer. */
+  isItsOwn(holder: Holder, ino: number): boolean {
+    const { owner, unknown } = this.endOf(ino);
+    // Since before this process began: it is the one that had it.
+    return owner === holder.client || (owner === undefined && unknown === true) || holder.row.mode === 'write';
   }
 
   /** Resolves when no growth of the file is being told. */

@@ -114,6 +114,19 @@ describe('the end of a shared file', () => {
     expect((await claimed).attr.size).toBe(4 * PAGE + 100);
   });
 
+  test('a write within what another is just making the file longer by, by one who was told of that, is no growth', async () => {
+    const { ino } = await sharedFile();
+    const dropping = held({});
+    b.override.invalidate = dropping.handler;
+    await claim(a, ino);
+    const written = wrote(a, ino, 4 * PAGE, 200);
+    await dropping.begun;
+    const within = wrote(b, ino, 4 * PAGE, 100);
+    dropping.release();
+    await written;
+    expect((await within).attr.size).toBe(4 * PAGE + 200);
+  });
+
   test('who opens the file while a growth is being told learns of it with the open', async () => {
     const { ino } = await sharedFile();
     const c = await cluster.client('c');
