@@ -22,6 +22,9 @@ void set_record_locked(File& file, const extent::FileAttributes& attributes, ext
 
 namespace {
 
+/// offset itself when it is page-aligned.
+uint64_t end_of_page(uint64_t offset) { return (offset + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
 /// For less than this a file that is committed already is not committed once more.
 constexpr uint64_t kSurplusWorthACommit = 64 * 1024;
 
@@ -32,7 +35,7 @@ void trim_surplus(PageCache& cache, File& file) {
   file.lock.lock();
   auto& surplus = file.surplus;
   const uint64_t size = file.size.load();
-  const uint64_t end = std::max((size + kPageBytes - 1) / kPageBytes * kPageBytes, surplus.from);
+  const uint64_t end = std::max(end_of_page(size), surplus.from);
   const uint64_t extra = file.extents.end() - std::min(end, file.extents.end());
   const bool quiet = file.handles.load() == 1 && file.active_writers.load() == 0 && !file.cut.pending;
   const bool known_or_unknown = surplus.known <= end || surplus.known == file.extents.end();
@@ -94,9 +97,6 @@ bool plan_put_record(File& file, std::vector<uint8_t>& record, iovec& segment, f
   return true;
 }
 
-/// offset itself when it is page-aligned.
-uint64_t end_of_page(uint64_t offset) { return (offset + kPageBytes - 1) / kPageBytes * kPageBytes; }
-
 /// Zeroes [offset, end), which lies within one page; nothing when it is empty or a hole.
 Task<int> zero_edge(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end) {
   if (offset >= end) co_return 0;
@@ -133,13 +133,6 @@ std::vector<uint8_t> record_of(File& file) {
   auto record = encode_locked(file);
   file.lock.unlock();
   return record;
-}
-
-Task<int> drop_privileges(PageCache& cache, Lane& lane, File& file) {
-  extent::ControlCall call(cache.control_plane(), lane.reactor);
-  call.kind = extent::ControlCall::Kind::drop_privileges;
-  call.node = file.node;
-  co_return co_await call;
 }
 
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner) {
@@ -244,6 +237,14 @@ Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint
 
 namespace {
 
+/// A positive errno. Of what goes through its own cache the kernel sees to this itself.
+Task<int> drop_privileges(PageCache& cache, Lane& lane, File& file) {
+  extent::ControlCall call(cache.control_plane(), lane.reactor);
+  call.kind = extent::ControlCall::Kind::drop_privileges;
+  call.node = file.node;
+  co_return co_await call;
+}
+
 bool grows_shared(const File& file, const Write& write) {
   return file.mode.load() == Delegation::shared && write.origin == Origin::application &&
          (write.appends || write.offset + write.data.size() > file.size.load());
@@ -280,6 +281,10 @@ Task<int> write_entered(PageCache& cache, Lane& lane, File& file, Write& write) 
 }  // namespace
 
 Task<int> write_file(PageCache& cache, Lane& lane, File& file, Write& write) {
+  if (write.drops_privileges && file.privileged.load()) {
+    int refused = co_await drop_privileges(cache, lane, file);
+    if (refused != 0) co_return refused;
+  }
   for (;;) {
     AtEnd at_end(file);
     int error = 0;

@@ -18,10 +18,6 @@ void set_record_locked(File& file, const extent::FileAttributes& attributes, ext
 
 std::vector<uint8_t> record_of(File& file);
 
-/// Before somebody writes who may not leave it set-user-ID (inode(7)): what goes through the kernel's cache it sees to
-/// itself. A positive errno.
-Task<int> drop_privileges(PageCache& cache, Lane& lane, File& file);
-
 /// fsync, and close after writes: data at the appliances, the record beside the first region and with the manager; with
 /// the manager dead (ENOTCONN) the one beside the region must do. 0 or EIO. owner: lock owner at close.
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner);
@@ -46,6 +42,7 @@ struct Write {
   Origin origin = Origin::application;
   bool appends = false;            ///< O_APPEND: goes where the end is then; `offset` becomes that
   bool holds_pages = false;        ///< the kernel may hold pages locked until this is answered
+  bool drops_privileges = false;   ///< whoever writes may not leave it set-user-ID or set-group-ID (inode(7))
   const Handle* handle = nullptr;  ///< that it goes by, if any: one that was broken writes no more
   bool told = false;               ///< the answer: others may have been told of an append. It is not to be made again
 };

@@ -98,6 +98,10 @@ Task<int> until(Fixture& all, std::function<bool()> holds) {
   while (!holds()) co_await Sleep(all.reactor, 100'000);
   co_return 0;
 }
+/// A question of ours is kept.
+Task<int> until_kept(Fixture& all) {
+  co_return co_await until(all, [&all] { return all.plane.kept.size() == 1; });
+}
 /// Long enough for whatever does not wait to be done.
 Task<int> pass_turns(Fixture& all) {
   int turns = 0;
@@ -126,7 +130,7 @@ TEST_CASE("writers are paused once those within have ended, and nobody begins be
     int second = -1;
     bool paused = false;
     write(all, 0, data, first);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     pause(all, paused);
     write(all, 0, data, second);
     co_await pass_turns(all);
@@ -136,7 +140,7 @@ TEST_CASE("writers are paused once those within have ended, and nobody begins be
     co_await pass_turns(all);
     CHECK(all.plane.kept.empty());  // the second has not begun
     resume_writers(*all.file);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     all.plane.answer();
     co_await until(all, [&] { return second == 0; });
     co_return 0;
@@ -170,14 +174,14 @@ TEST_CASE("a pause that was ended while it waited for a writer stays ended") {
     int second = -1;
     bool paused = false;
     write(all, 0, data, first);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     pause(all, paused);
     resume_writers(*all.file);
     co_await until(all, [&] { return paused; });
     all.plane.answer();
     co_await until(all, [&] { return first == 0; });
     write(all, 0, data, second);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     all.plane.answer();
     co_await until(all, [&] { return second == 0; });
     co_return 0;
@@ -263,7 +267,7 @@ TEST_CASE("the end is asked for once, used by one writer at a time, and asked fo
     all.plane.answer();
     co_await until(all, [&] { return yielded; });
     CHECK(first == 0);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     CHECK(second == -1);
     all.plane.answer();
     co_await until(all, [&] { return second == 0; });
@@ -289,13 +293,13 @@ TEST_CASE("a file is longer when that was told, not before; and what was not tol
     auto data = bytes(5000, 1);
     int ended = -1;
     write(all, 0, data, ended);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     CHECK(all.file->size.load() == 0);
     all.plane.answer();
     co_await until(all, [&] { return ended == 0; });
     CHECK(all.file->size.load() == 5000);
     write(all, 5000, data, ended = -1);
-    co_await until(all, [&] { return all.plane.kept.size() == 1; });
+    co_await until_kept(all);
     all.plane.answer(EIO);
     co_await until(all, [&] { return ended == EIO; });
     CHECK(all.file->size.load() == 5000);

@@ -264,27 +264,15 @@ Detached serve_write(Worker& worker, Ticket ticket, const Handle& handle, fuse_w
   cache::Write write{in.offset, {data, in.size}, mapped ? cache::Origin::mapping : cache::Origin::application};
   write.appends = !mapped && (in.flags & O_APPEND) != 0;
   write.holds_pages = mapped || !handle.direct;
+  write.drops_privileges = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0;
   write.handle = &handle;
   auto put = [&] { return cache::write_file(cache, worker.lane(), file, write); };
-  auto privileged = [&] { return (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && file.privileged.load(); };
-  auto anew = [&]() -> Task<int> {
-    int refused = 0;
-    if (privileged()) refused = co_await cache::drop_privileges(cache, worker.lane(), file);
-    if (refused != 0) co_return refused;
-    co_return co_await put();
-  };
   // What the kernel brings of mappings may have been stored before a fence: it is not to replace what others wrote
   // since, and msync says so. It cannot wait either: the notice that takes these pages away waits for it.
   int error = EIO;
-  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) {
-    if (privileged()) {
-      error = co_await anew();
-    } else {
-      error = co_await put();
-    }
-  }
+  if (is_held(handle) && !(mapped && file.refuses_mapped.load())) error = co_await put();
   if (error != 0 && !mapped && !write.told && may_try_again(cache, handle))
-    error = co_await again_when_held(cache, worker.lane(), handle, begun_ns, anew);
+    error = co_await again_when_held(cache, worker.lane(), handle, begun_ns, put);
   if (error == 0 && write.appends) error = co_await drop_appended(worker, handle, in.offset, write);
   if (error != 0) {
     worker.reply_error(ticket, error);

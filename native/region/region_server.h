@@ -67,8 +67,8 @@ class RegionServer {
   virtual Status destroy_region(uint64_t id) = 0;                            ///< memory goes back to the OS at once
   virtual Status punch_region(uint64_t id, uint64_t offset,
                               uint64_t bytes) = 0;  ///< reads as zeros afterwards; memory freed
-  /// Kills every grant of the client up to that generation: its connections are closed, and regions whose descriptor it
-  /// was given move to fresh memfds. When it returns, nothing of that client can write any more.
+  /// Kills every grant of these clients: their connections are closed, and regions whose descriptor one of them was
+  /// given move to fresh memfds. When it returns, nothing of those clients can write any more.
   virtual void fence_clients(std::span<const ClientRange> clients) = 0;
   virtual std::vector<RegionInfo> list_regions() const = 0;
   virtual std::optional<RegionInfo> region(uint64_t id) const = 0;
