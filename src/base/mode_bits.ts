@@ -1,5 +1,5 @@
 /** Bits of a file's mode that the others do not speak of (inode(7)). */
-export const S_ISUID = 0o4000;
+const S_ISUID = 0o4000;
 export const S_ISGID = 0o2000;
 const S_IXGRP = 0o0010;
 

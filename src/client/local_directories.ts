@@ -126,9 +126,10 @@ export class LocalDirectories {
     const file = held.get(ino);
     if (!journal.isOpen || held.isAcquiring(ino) || !this.mayRemove(file)) return false;
     const at = now();
-    const released = file !== undefined && !isOpen(file) ? this.release(file) : {};
-    journal.append({ kind: 'unlink', parent, name, ino, released: file !== undefined && !isOpen(file), ...released, at });
-    if (file !== undefined && isOpen(file)) held.noteAttr({ ...file.attr, nlink: 0, ctime: at, change: file.attr.change + 1 });
+    const idle = file === undefined || isOpen(file) ? undefined : file;
+    const released = idle === undefined ? {} : this.release(idle);
+    journal.append({ kind: 'unlink', parent, name, ino, released: idle !== undefined, ...released, at });
+    if (file !== undefined && idle === undefined) held.noteAttr({ ...file.attr, nlink: 0, ctime: at, change: file.attr.change + 1 });
     this.remove(directory, name);
     this.sole.delete(ino);
     cache.invalidateEntry(parent, name); // the manager's answers that are under way have not seen it

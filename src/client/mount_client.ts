@@ -6,7 +6,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../base/logger.js';
-import type { Answer } from '../base/messages.js';
+import type { Answer, Attr } from '../base/messages.js';
 import type { NativeMount } from '../binding/index.js';
 import { AttributeCache } from './attribute_cache.js';
 import { BoundedWait } from './bounded_wait.js';
@@ -117,6 +117,11 @@ export class MountClient {
   /** Before the kernel is told attributes of a file that others write: what it has cached of its end must be gone. */
   kernelSettled(ino: number): Promise<unknown> | undefined {
     return this.pushes.kernelSettled(ino);
+  }
+
+  /** Attributes that the kernel may believe: of a directory of ours, or cached. */
+  knownAttr(ino: number): Attr | undefined {
+    return this.directories.attrOf(ino) ?? this.cache.attr(ino);
   }
 
   /** For how long the kernel may believe what it is told now. */

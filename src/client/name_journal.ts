@@ -48,7 +48,7 @@ export class NameJournal implements Manager {
 
   /** Whether something may be done here without the manager. */
   get isOpen(): boolean {
-    return this.alive && this.unansweredOperations + this.gathered.length < MAX_UNANSWERED;
+    return this.alive && this.unsettled < MAX_UNANSWERED;
   }
 
   leaseLeftMs(): number {

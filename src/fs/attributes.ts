@@ -7,10 +7,8 @@ import type { FileSystem, Reply, Request } from './file_system.js';
 import { decodeSetattr, encodeAttr, encodeStatfs, FATTR, readHandle, type SetattrIn } from './fuse_wire.js';
 
 export function getattr(fs: FileSystem, { node }: Request): Reply | Promise<Reply> {
-  const { cache, directories, held, manager } = fs.client;
-  const ours = directories.attrOf(node);
-  if (ours !== undefined) return encodeAttr(ours, fs.client.validityMs());
-  const attr = cache.attr(node);
+  const { held, manager } = fs.client;
+  const attr = fs.client.knownAttr(node);
   if (attr !== undefined) return encodeAttr(fs.current(attr), fs.attrMs(node, true));
   // Open files go on while the manager is dead: what was last known of them is what they are, as far as anybody can tell.
   const file = held.get(node);

@@ -8,7 +8,7 @@ import { ExtmemError } from '../base/errors.js';
 import type { Answer } from '../base/messages.js';
 import type { ClientOperations } from '../client/manager.js';
 import type { FileSystem, Reply, Request } from './file_system.js';
-import { decodeFsync, decodeReaddir, decodeRelease, DirentWriter, encodeOpen } from './fuse_wire.js';
+import { decodeReaddir, decodeRelease, DirentWriter, encodeOpen, readHandle } from './fuse_wire.js';
 
 const PAGE_ENTRIES = 1024;
 const DOT_OFFSETS = 2;
@@ -40,7 +40,7 @@ export function releasedir(fs: FileSystem, { body }: Request): Reply {
 /** What was done in a directory of ours survives the manager's death when this is answered; all else does so anyhow. */
 export async function syncDirectory(fs: FileSystem, { body }: Request): Promise<Reply> {
   const { directories } = fs.client;
-  const handle = fs.directories.get(decodeFsync(body).handle);
+  const handle = fs.directories.get(readHandle(body, 0));
   if (handle === undefined) throw new ExtmemError('EBADF', 'syncing a directory: its handle is not known');
   await directories.settled();
   const failures = directories.tellFailures(handle.ino);
@@ -113,7 +113,7 @@ function addEntries(fs: FileSystem, handle: DirectoryHandle, writer: DirentWrite
     const next = cookie + DOT_OFFSETS;
     if (plus) {
       // The page may be old by now: the kernel may believe what is still in the cache.
-      const present = fs.client.directories.attrOf(attr.ino) ?? fs.client.cache.attr(attr.ino);
+      const present = fs.client.knownAttr(attr.ino);
       const isKept = fs.client.cache.entry(handle.ino, name) === attr.ino;
       const valid = fs.validity(attr.ino, { entry: isKept, attr: present !== undefined });
       if (!writer.addPlus(name, fs.current(present ?? attr), valid, next)) return;

@@ -192,10 +192,6 @@ export function decodeReaddir(body: Buffer): { handle: number; offset: number; b
   return { handle: readU64(view, 0), offset: readU64(view, 8), bytes: view.getUint32(16, true) };
 }
 
-export function decodeFsync(body: Buffer): { handle: number } {
-  return { handle: readU64(viewOf(body), 0) };
-}
-
 export function decodeSetxattr(body: Buffer): { name: string; value: Buffer; flags: number } {
   const bytes = body.readUInt32LE(0);
   const { text, end } = readString(body, 8);

@@ -30,7 +30,7 @@ export function lookup(fs: FileSystem, { node: parent, body }: Request): Reply |
   if (known === undefined && directories.isAbsent(parent, name)) return encodeNegativeEntry(0);
   if (known === 0) return encodeNegativeEntry(fs.client.validityMs());
   if (known !== undefined) {
-    const attr = directories.attrOf(known) ?? cache.attr(known);
+    const attr = fs.client.knownAttr(known);
     if (attr !== undefined) return fs.entry(attr, { entry: true, attr: true });
   }
   return lookupAsking(fs, parent, name);

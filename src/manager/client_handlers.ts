@@ -251,12 +251,7 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
       return seeing(asker, ask.ino, () => {
         if (size === undefined) return contents.setAttributes(asker, ask);
         const { record, onlyGrow } = ask;
-        return contents.truncate(
-          asker,
-          ask.ino,
-          { ...ask.set, size },
-          { ...(record === undefined ? {} : { record }), ...(onlyGrow === undefined ? {} : { onlyGrow }) },
-        );
+        return contents.truncate(asker, ask.ino, { ...ask.set, size }, { record, onlyGrow });
       });
     },
     getxattrs: ({ ino }) => seeing(me(), ino, () => ({ xattrs: parts.xattrs.list(ino) })),

@@ -10,6 +10,7 @@ import { PAGE_BYTES, RECALL_TIMEOUT_MS } from '../base/protocol.js';
 import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
 import type { Delegations, Holder } from './delegations.js';
+import { demand } from './demand.js';
 import type { Ends } from './ends.js';
 import type { Files } from './files.js';
 import { attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
@@ -50,7 +51,7 @@ interface CutAsk {
   /** In bytes; whole pages of it are freed, and what is left at its edges is zeroed. */
   range: { offset: number; length: number };
   set?: SetAttr;
-  onlyGrow?: boolean;
+  onlyGrow?: boolean | undefined;
   record?: Uint8Array | undefined;
   also?: (tx: Transaction, inode: Inode) => Inode;
 }
@@ -98,7 +99,7 @@ export class Contents {
     client: Client | undefined,
     ino: number,
     set: SetAttr & { size: number },
-    options: { record?: Uint8Array; onlyGrow?: boolean; also?: (tx: Transaction, inode: Inode) => Inode } = {},
+    options: Pick<CutAsk, 'record' | 'onlyGrow' | 'also'> = {},
   ): Promise<CutAnswer> {
     return this.cut(client, { ino, range: { offset: set.size, length: Infinity }, set, ...options });
   }
@@ -280,7 +281,8 @@ export class Contents {
     const meant = writers.flatMap(({ client }) => clients.get(client) ?? []);
     let body = async (): Promise<T> => {
       try {
-        await Promise.all(meant.map((client) => this.pause(client, ino)));
+        const pause = { op: 'pauseWriters', ask: { ino }, deed: `stop writing to inode ${ino}` } as const;
+        await Promise.all(meant.map((client) => demand(this.parts, client, pause)));
         await ends.published(ino);
         return await change();
       } catch (error) {
@@ -293,13 +295,6 @@ export class Contents {
       body = () => client.whileBusy([writeLock(ino)], inner);
     }
     return body();
-  }
-
-  private async pause(client: Client, ino: number): Promise<void> {
-    const told = await this.parts.clients.tell(client, 'pauseWriters', { ino }, { limitMs: RECALL_TIMEOUT_MS, again: true });
-    if (told.status === 'failed')
-      throw new ExtmemError('EIO', `client ${client.id} cannot stop writing to inode ${ino}: ${told.error.message}`);
-    if (told.status !== 'answered') await this.parts.fence(client, `it did not stop writing to inode ${ino} (${told.status})`);
   }
 
   /** Everybody but whoever cuts its own file has the new record when this resolves, and reads no more where it was cut; or is

@@ -12,8 +12,9 @@ import { ExtmemError } from '../base/errors.js';
 import { allocatedBytes, decodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
 import type { Answer, Attr, clientPushes, DelegationMode, FileGrant } from '../base/messages.js';
-import { RECALL_TIMEOUT_MS, Right } from '../base/protocol.js';
+import { Right } from '../base/protocol.js';
 import type { Client, Clients } from './clients.js';
+import { demand } from './demand.js';
 import type { Ends } from './ends.js';
 import { laterOf, type Files } from './files.js';
 import { attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
@@ -276,15 +277,16 @@ export class Delegations {
   }
 
   private async recallOne(ino: number, holder: Holder): Promise<void> {
-    const { clients } = this.parts;
-    const client = clients.get(holder.client);
+    const client = this.parts.clients.get(holder.client);
     if (client === undefined) return;
-    const told = await clients.tell(client, 'recall', { ino, to: 'shared' }, { limitMs: RECALL_TIMEOUT_MS, again: true });
-    if (this.find(ino, holder.client) !== holder) return; // released, or fenced, meanwhile
-    // It lives, and cannot write back (an appliance is dead, say): its other files are not to suffer for this one.
-    if (told.status === 'failed') throw new ExtmemError('EIO', `client ${client.id} cannot give up inode ${ino}: ${told.error.message}`);
-    if (told.status !== 'answered') return this.parts.fence(client, `it did not give back inode ${ino} (${told.status})`);
-    const taking = this.takeAnswer(ino, client, holder, told.answer);
+    const answer = await demand(this.parts, client, {
+      op: 'recall',
+      ask: { ino, to: 'shared' },
+      deed: `give up inode ${ino}`,
+      stands: () => this.find(ino, holder.client) === holder, // neither released nor fenced meanwhile
+    });
+    if (answer === undefined) return;
+    const taking = this.takeAnswer(ino, client, holder, answer);
     holder.taking = taking;
     try {
       await taking;

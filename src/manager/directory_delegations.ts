@@ -5,9 +5,8 @@
  * Invariants: a directory has one holder or none; nobody else has names in it, its attributes, or files of it cached or open while
  * it has one. What is held is written down before it is told, and survives this process. A holder that does not answer is fenced.
  */
-import { ExtmemError } from '../base/errors.js';
-import { RECALL_TIMEOUT_MS } from '../base/protocol.js';
 import type { Client, Clients } from './clients.js';
+import { demand } from './demand.js';
 import type { Inode } from './inode.js';
 import type { KeyedMutex } from './keyed_mutex.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
@@ -27,10 +26,6 @@ export class DirectoryDelegations {
     for (const [key, client] of parts.store.scan<number>(keys.directoryHolders)) this.holders.set(keys.firstNumber(key), client);
   }
 
-  get count(): number {
-    return this.holders.size;
-  }
-
   isHeldBy(directory: number, client: Client): boolean {
     return this.holders.get(directory) === client.id;
   }
@@ -46,25 +41,11 @@ export class DirectoryDelegations {
     tx.remove(keys.directoryHolder(directory));
   }
 
-  /** Of these directories, and of what these inodes are at home in, those that others than `client` hold. */
-  inTheWay(client: Client | undefined, things: readonly (Inode | number | undefined)[]): number[] {
-    if (this.holders.size === 0) return [];
-    return things.flatMap((thing) => {
-      const directory = typeof thing === 'object' ? directoryOf(thing) : thing;
-      return directory !== undefined && this.isOthers(directory, client) ? [directory] : [];
-    });
-  }
-
   /** Does what looks at these things when nobody else holds a directory of theirs: at once, if so. */
   seeing<T>(client: Client | undefined, things: () => readonly (Inode | number | undefined)[], look: () => T): T | Promise<Awaited<T>> {
     const inTheWay = this.holders.size === 0 ? [] : this.inTheWay(client, things());
     if (inTheWay.length === 0) return look();
     return this.recall(client, inTheWay).then(() => this.seeing(client, things, look)) as Promise<Awaited<T>>;
-  }
-
-  isOthers(directory: number, client: Client | undefined): boolean {
-    const holder = this.holders.get(directory);
-    return holder !== undefined && holder !== client?.id;
   }
 
   /** When it resolves nobody else holds these. */
@@ -102,6 +83,19 @@ export class DirectoryDelegations {
     });
   }
 
+  /** Of these directories, and of what these inodes are at home in, those that others than `client` hold. */
+  private inTheWay(client: Client | undefined, things: readonly (Inode | number | undefined)[]): number[] {
+    return things.flatMap((thing) => {
+      const directory = typeof thing === 'object' ? directoryOf(thing) : thing;
+      return directory !== undefined && this.isOthers(directory, client) ? [directory] : [];
+    });
+  }
+
+  private isOthers(directory: number, client: Client | undefined): boolean {
+    const holder = this.holders.get(directory);
+    return holder !== undefined && holder !== client?.id;
+  }
+
   private heldBy(client: Client): number[] {
     return [...this.holders].filter(([, holder]) => holder === client.id).map(([directory]) => directory);
   }
@@ -111,12 +105,13 @@ export class DirectoryDelegations {
     const holder = this.holders.get(directory);
     const client = holder === undefined ? undefined : clients.get(holder);
     if (client === undefined) return;
-    const told = await clients.tell(client, 'recallDirectory', { directory }, { limitMs: RECALL_TIMEOUT_MS, again: true });
-    if (!this.isHeldBy(directory, client)) return; // given back, or fenced, meanwhile
-    if (told.status === 'failed')
-      throw new ExtmemError('EIO', `client ${client.id} cannot give up directory ${directory}: ${told.error.message}`);
-    if (told.status !== 'answered') return this.parts.fence(client, `it did not give back directory ${directory} (${told.status})`);
-    await store.transact((tx) => this.drop(tx, directory));
+    const answer = await demand(this.parts, client, {
+      op: 'recallDirectory',
+      ask: { directory },
+      deed: `give up directory ${directory}`,
+      stands: () => this.isHeldBy(directory, client), // neither given back nor fenced meanwhile
+    });
+    if (answer !== undefined) await store.transact((tx) => this.drop(tx, directory));
   }
 }
 

@@ -10,9 +10,9 @@
  * Owner: the event loop.
  */
 import { ExtmemError } from '../base/errors.js';
-import { RECALL_TIMEOUT_MS } from '../base/protocol.js';
 import type { Client, Clients } from './clients.js';
 import type { Holder } from './delegations.js';
+import { demand } from './demand.js';
 import { KeyedMutex } from './keyed_mutex.js';
 
 interface End {
@@ -144,11 +144,8 @@ export class Ends {
   private async takeFrom(holder: Holder, ino: number): Promise<void> {
     const client = this.parts.clients.get(holder.client);
     if (client === undefined) return;
-    const told = await this.parts.clients.tell(client, 'yieldEnd', { ino }, { limitMs: RECALL_TIMEOUT_MS, again: true });
-    if (told.status === 'failed')
-      throw new ExtmemError('EIO', `client ${client.id} cannot give up the end of inode ${ino}: ${told.error.message}`);
-    if (told.status !== 'answered') return this.parts.fence(client, `it did not give up the end of inode ${ino} (${told.status})`);
-    if (told.answer.unclean) this.endOf(ino).unclean = true;
+    const answer = await demand(this.parts, client, { op: 'yieldEnd', ask: { ino }, deed: `give up the end of inode ${ino}` });
+    if (answer?.unclean === true) this.endOf(ino).unclean = true;
   }
 
   private endOf(ino: number): End {
