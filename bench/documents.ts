@@ -6,7 +6,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { documentOf, pictureOf, type Ladder } from './path/ladder.js';
-import { tableHead, tableLine, type Report } from './report.js';
+import { machineName, tableHead, tableLine, type Report } from './report.js';
 import { rows } from './rows/index.js';
 
 const BEGIN = '<!-- figures: npm run bench:documents -->\n';
@@ -21,11 +21,7 @@ export function comparisonTable(reports: readonly Report[]): string {
   const all = reports
     .flatMap((report) => report.results)
     .sort((left, right) => left.link.localeCompare(right.link) || order.indexOf(left.row) - order.indexOf(right.row));
-  const machines = [
-    ...new Set(
-      reports.map(({ machine }) => `Linux ${machine.kernel}, ${machine.cpus} CPUs${machine.virtual ? ' of a virtual machine' : ''}`),
-    ),
-  ];
+  const machines = [...new Set(reports.map(({ machine }) => machineName(machine)))];
   const sessions = [...new Set(all.map(({ session }) => session))];
   const commands = reports.map(({ command, rounds, load }) => `- \`${command}\` (${rounds} rounds; load at the beginning ${load})`);
   return (

@@ -4,7 +4,7 @@
  */
 import { writeFile } from 'node:fs/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { currentLoad, describeMachine, tableHead, type Report } from './report.js';
+import { currentLoad, describeMachine, machineName, tableHead, type Report } from './report.js';
 import { rows } from './rows/index.js';
 import type { Row } from './rows/row.js';
 import { benchLink } from './run.js';
@@ -83,9 +83,8 @@ async function main(): Promise<void> {
     results: [],
     skipped: [],
   };
-  const { machine } = report;
   process.stdout.write(
-    `Linux ${machine.kernel}, ${machine.cpus} CPUs${machine.virtual ? ' of a virtual machine' : ''}, load ${report.load}; ` +
+    `${machineName(report.machine)}, load ${report.load}; ` +
       `${options.rounds} alternating rounds, application unpinned unless said, medians; latencies with p50 / p90 / p99\n\n${tableHead}`,
   );
   try {

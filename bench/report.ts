@@ -59,6 +59,9 @@ export async function describeMachine(): Promise<Machine> {
   };
 }
 
+export const machineName = ({ kernel, cpus: count, virtual }: Machine): string =>
+  `Linux ${kernel}, ${count} CPUs${virtual ? ' of a virtual machine' : ''}`;
+
 export const currentLoad = (): number => Number((loadavg()[0] ?? 0).toFixed(2));
 
 export interface Round {

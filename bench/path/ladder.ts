@@ -1,5 +1,5 @@
 /** The ladder as a document: what a fault costs, rung by rung, as a table and a picture. Made from its JSON only. */
-import type { Machine } from '../report.js';
+import { machineName, type Machine } from '../report.js';
 import type { Step } from './steps.js';
 
 export interface Rung {
@@ -78,7 +78,7 @@ A 4 KiB fault through a mapping with MADV_RANDOM, the application pinned to one 
 ${rounds} alternating rounds with their extremes; the parts inside are medians between trace points (\`native/base/trace.h\`) of a run of its own with tracing on; the first line is what is left.
 tmpfs is the kernel alone: what a fault costs on this machine without a file system of ours. The null daemon is \`bench/path/null_daemon_main.cc\`: the same session with nothing below. A hit is answered from our cache; over shm nothing that is read enters it, as the region is on the machine itself.
 
-Linux ${machine.kernel}, ${machine.cpus} CPUs${machine.virtual ? ' of a virtual machine' : ''}, requests by ${session}. Made by \`${command}\`; this file and the picture are written from \`bench/results/ladder.json\`.
+${machineName(machine)}, requests by ${session}. Made by \`${command}\`; this file and the picture are written from \`bench/results/ladder.json\`.
 `;
 }
 

@@ -6,31 +6,33 @@ import type { Comparison, Row } from './row.js';
 const FAULT_BYTES = 64 * MIB;
 const STORES = 8192;
 
-const latency = (figure: string, title: string): Comparison => ({
+const REACH: Comparison['reach'] = { shm: 0.2, tcp: 0.35 };
+
+const latency = (figure: string, title: string, reach: Comparison['reach']): Comparison => ({
   figure,
   title: `${title}, ${figure}`,
   unit: 'µs',
   better: 'lower',
-  reach: { shm: 0.2, tcp: 0.35 },
+  reach,
+});
+
+/** Of a row that faults in single pages in random order. */
+export const randomFaults = (bytes: number, reach: Comparison['reach']): Pick<Row, 'comparisons' | 'measure'> => ({
+  comparisons: ['p50', 'p90'].map((figure) => latency(figure, '4 KiB mmap fault, MADV_RANDOM, cold', reach)),
+  async measure(target) {
+    await cold(target);
+    return measureFaults(target.file, { bytes });
+  },
 });
 
 export const faultRows: readonly Row[] = [
-  {
-    id: 'fault-random',
-    group: 'fault',
-    peer: 'nbdfuse',
-    comparisons: ['p50', 'p90'].map((figure) => latency(figure, '4 KiB mmap fault, MADV_RANDOM, cold')),
-    async measure(target) {
-      await cold(target);
-      return measureFaults(target.file, { bytes: FAULT_BYTES });
-    },
-  },
+  { id: 'fault-random', group: 'fault', peer: 'nbdfuse', ...randomFaults(FAULT_BYTES, REACH) },
   {
     id: 'fault-around',
     group: 'fault',
     peer: 'nbdfuse',
     // Most accesses find their page read around already: the mean tells, the median does not.
-    comparisons: [latency('mean', '4 KiB mmap access, kernel reads around, cold')],
+    comparisons: [latency('mean', '4 KiB mmap access, kernel reads around, cold', REACH)],
     async measure(target) {
       await cold(target);
       return measureFaults(target.file, { bytes: FAULT_BYTES, random: false });

@@ -1,29 +1,15 @@
 /** Beside fuse-native serving the same bytes from memory: what ADR 0001 weighed, measured again. */
-import { cold, measureDd, measureFaults } from '../measure.js';
-import { MIB, type Link } from '../targets/target.js';
+import { measureDd } from '../measure.js';
+import { MIB } from '../targets/target.js';
+import { randomFaults } from './faults.js';
 import type { Comparison, Row } from './row.js';
 
 const FAULT_BYTES = 16 * MIB;
 const WRITTEN_MIB = 256;
-const shown: Partial<Record<Link, 'shown'>> = { shm: 'shown' };
+const shown: Comparison['reach'] = { shm: 'shown' };
 
 export const fuseNativeRows: readonly Row[] = [
-  {
-    id: 'fuse-native-fault',
-    group: 'fuse-native',
-    peer: 'fuse-native',
-    comparisons: ['p50', 'p90'].map((figure): Comparison => ({
-      figure,
-      title: `4 KiB mmap fault, MADV_RANDOM, cold, ${figure}`,
-      unit: 'µs',
-      better: 'lower',
-      reach: shown,
-    })),
-    async measure(target) {
-      await cold(target);
-      return measureFaults(target.file, { bytes: FAULT_BYTES });
-    },
-  },
+  { id: 'fuse-native-fault', group: 'fuse-native', peer: 'fuse-native', ...randomFaults(FAULT_BYTES, shown) },
   {
     id: 'fuse-native-write',
     group: 'fuse-native',

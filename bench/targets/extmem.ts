@@ -6,7 +6,8 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { runtimeFolder } from '../../src/cli/endpoint.js';
 import { askMount } from '../../src/fs/mount_control.js';
-import { fill, freePort, MIB, run, stopProcess, type Link, type SessionKind, type Target } from './target.js';
+import { freePort } from '../../test/free_port.js';
+import { fill, MIB, run, stopProcess, type Link, type SessionKind, type Target } from './target.js';
 
 const cli = join(dirname(fileURLToPath(import.meta.url)), '../../src/cli/main.js');
 

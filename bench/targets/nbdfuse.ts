@@ -3,7 +3,9 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fill, freePort, run, stopProcess, unmount, until, type Link, type Target } from './target.js';
+import { freePort } from '../../test/free_port.js';
+import { until } from '../../test/until.js';
+import { fill, run, START_MS, stopProcess, unmount, type Link, type Target } from './target.js';
 
 export class NbdFuseTarget implements Target {
   readonly name: string;
@@ -27,9 +29,9 @@ export class NbdFuseTarget implements Target {
     const where = this.link === 'shm' ? ['-U', socket] : ['-i', '127.0.0.1', '-p', String(port)];
     this.server = spawn('nbdkit', ['-f', ...where, 'memory', String(bytes)], { stdio: ['ignore', 'ignore', 'inherit'] });
     const uri = this.link === 'shm' ? `nbd+unix:///?socket=${socket}` : `nbd://127.0.0.1:${port}`;
-    await until(async () => (await run('nbdinfo', ['--size', uri]).catch(() => null)) !== null, 'nbdkit');
+    await until('nbdkit is ready', () => run('nbdinfo', ['--size', uri]).then(() => true), START_MS);
     this.fuse = spawn('nbdfuse', ['-o', 'kernel_cache', this.file, uri], { stdio: ['ignore', 'ignore', 'inherit'] });
-    await until(async () => ((await stat(this.file).catch(() => null))?.size ?? 0) === bytes, 'nbdfuse');
+    await until('nbdfuse is ready', () => stat(this.file).then(({ size }) => size === bytes), START_MS);
     await fill(this.file, bytes);
   }
   evict(): Promise<void> {

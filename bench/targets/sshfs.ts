@@ -4,7 +4,9 @@ import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fill, freePort, run, stopProcess, unmount, until, type Target } from './target.js';
+import { freePort } from '../../test/free_port.js';
+import { until } from '../../test/until.js';
+import { fill, run, START_MS, stopProcess, unmount, type Target } from './target.js';
 
 const sftpServer = ['/usr/lib/openssh/sftp-server', '/usr/lib/sftp-server', '/usr/libexec/sftp-server'].find((path) => existsSync(path));
 
@@ -30,12 +32,12 @@ export class SshfsTarget implements Target {
     const port = await freePort();
     this.server = spawn('socat', [`TCP-LISTEN:${port},bind=127.0.0.1,fork,nodelay,reuseaddr`, `EXEC:${sftpServer}`], { stdio: 'ignore' });
     const options = `directport=${port},kernel_cache,auto_cache,max_conns=2`;
-    await until(async () => {
-      if (this.fuse !== undefined && this.fuse.exitCode === null)
-        return (await run('mountpoint', ['-q', this.folder]).catch(() => null)) !== null;
+    const isMounted = async (): Promise<boolean> => {
+      if (this.fuse !== undefined && this.fuse.exitCode === null) return run('mountpoint', ['-q', this.folder]).then(() => true);
       this.fuse = spawn('sshfs', ['-f', '-o', options, `localhost:${store}`, this.folder], { stdio: 'ignore' });
       return false;
-    }, 'sshfs');
+    };
+    await until('sshfs is ready', isMounted, START_MS);
     await fill(this.file, bytes);
   }
   evict(): Promise<void> {

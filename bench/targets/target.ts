@@ -2,7 +2,6 @@
 import { execFile, type ChildProcess } from 'node:child_process';
 import { promisify } from 'node:util';
 
-export { freePort } from '../../test/free_port.js';
 export const run = promisify(execFile);
 
 /** How the bytes travel: shared memory (for a peer: a unix socket), or TCP. */
@@ -12,6 +11,9 @@ export type Link = 'shm' | 'tcp';
 export type SessionKind = 'io_uring' | '/dev/fuse';
 
 export const MIB = 1 << 20;
+
+/** For what is started to be ready. */
+export const START_MS = 30_000;
 
 /** What a row needs cannot be had here: it is skipped, and the reason told. */
 export class Unavailable extends Error {}
@@ -29,14 +31,6 @@ export interface Target {
   /** Its own cache, not the kernel's, holds so many bytes from the file's beginning. Absent where there is none. */
   hold?(bytes: number): Promise<void>;
   stop(): Promise<void>;
-}
-
-export async function until(ready: () => Promise<boolean>, what: string): Promise<void> {
-  const deadline = Date.now() + 30_000;
-  while (!(await ready())) {
-    if (Date.now() > deadline) throw new Error(`${what} was not ready in 30 s`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
 }
 
 export async function stopProcess(child: ChildProcess | undefined): Promise<void> {

@@ -1,5 +1,4 @@
-/** What the tests of the bad days share: bounded waiting, timed calls, and files on an appliance of choice. */
-import { setTimeout as pause } from 'node:timers/promises';
+/** What the tests of the bad days share: timed calls, states, and files on an appliance of choice. */
 import { Allocations } from '../../src/client/allocations.js';
 import type { StatusAnswer } from '../../src/manager/index.js';
 import type { Actor } from './actor.js';
@@ -7,23 +6,6 @@ import type { TestCluster } from './cluster.js';
 
 /** Nothing that a user asks of a mount takes longer, whatever died (docs/semantics.md). */
 export const LIMIT_MS = 5000;
-const POLL_MS = 20;
-
-/** Polls until the condition holds; its last failure is the complaint. */
-export async function until(what: string, condition: () => boolean | Promise<boolean>, limitMs = 20_000): Promise<void> {
-  const end = Date.now() + limitMs;
-  let failure = '';
-  for (;;) {
-    try {
-      if (await condition()) return;
-      failure = '';
-    } catch (error) {
-      failure = `: ${String(error)}`;
-    }
-    if (Date.now() > end) throw new Error(`${what}: not within ${limitMs} ms${failure}`);
-    await pause(POLL_MS);
-  }
-}
 
 export interface Timed {
   /** '' when the call succeeded, else the errno's name. */

@@ -3,8 +3,9 @@
  * Everything else goes on: files of other appliances, names, new files.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { clusterStatus, LIMIT_MS, makeConcatFolder, makeFileOn, peerState, quote, timed, until } from './bad_days.js';
+import { clusterStatus, LIMIT_MS, makeConcatFolder, makeFileOn, peerState, quote, timed } from './bad_days.js';
 import { TestCluster, within } from './cluster.js';
 
 const SMALL = `random.randbytes(40_000)`;

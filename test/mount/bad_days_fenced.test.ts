@@ -5,8 +5,9 @@
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { clusterStatus, LIMIT_MS, quote, timed, until } from './bad_days.js';
+import { clusterStatus, LIMIT_MS, quote, timed } from './bad_days.js';
 import { TestCluster } from './cluster.js';
 
 /** A recall's time-out, the appliances' acknowledgements, and a machine that has much else to do. */

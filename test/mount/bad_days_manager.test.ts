@@ -2,8 +2,9 @@
  * The manager is killed (kill -9), and started again: what is open goes on, names wait for it with EIO, and it catches up by itself.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { allocationsOf, LIMIT_MS, quote, sessionState, timed, until } from './bad_days.js';
+import { allocationsOf, LIMIT_MS, quote, sessionState, timed } from './bad_days.js';
 import { TestCluster, within } from './cluster.js';
 
 const MIB = 1024 ** 2;

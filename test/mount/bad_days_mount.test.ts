@@ -6,8 +6,9 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { spawn } from 'node:child_process';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { clusterStatus, LIMIT_MS, quote, timed, until } from './bad_days.js';
+import { clusterStatus, LIMIT_MS, quote, timed } from './bad_days.js';
 import { freePort } from '../free_port.js';
 import { cli, run, TestCluster, within } from './cluster.js';
 

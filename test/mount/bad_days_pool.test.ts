@@ -4,8 +4,9 @@
  */
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { clusterStatus, quote, timed, until } from './bad_days.js';
+import { clusterStatus, quote, timed } from './bad_days.js';
 import { run, TestCluster } from './cluster.js';
 
 const MIB = 1024 ** 2;

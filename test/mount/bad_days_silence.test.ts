@@ -4,8 +4,9 @@
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { LIMIT_MS, makeConcatFolder, makeFileOn, peerState, quote, timed, until } from './bad_days.js';
+import { LIMIT_MS, makeConcatFolder, makeFileOn, peerState, quote, timed } from './bad_days.js';
 import { TestCluster } from './cluster.js';
 
 /** Nobody who does not need the silent appliance waits for longer. */

@@ -5,8 +5,9 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { quote, sessionState, until } from './bad_days.js';
+import { quote, sessionState } from './bad_days.js';
 import { succeed, TestCluster, within } from './cluster.js';
 
 const TREE_FILES = Number(process.env['EXTMEM_TREE_FILES'] ?? 2000);

@@ -6,8 +6,9 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { LIMIT_MS, makeConcatFolder, makeFileOn, quote, timed, until } from './bad_days.js';
+import { LIMIT_MS, makeConcatFolder, makeFileOn, quote, timed } from './bad_days.js';
 import { TestCluster, within } from './cluster.js';
 import { forbidding } from './sandbox.js';
 

@@ -3,8 +3,8 @@
  * process, a killed mount), and can be given up while they are waited for. Who would wait for ever is told so.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { until } from '../until.js';
 import { Actor } from './actor.js';
-import { until } from './bad_days.js';
 import { TestCluster, within } from './cluster.js';
 
 /** Generous: no promise hangs on it, only that the test ends. */

@@ -4,6 +4,7 @@ import { constants } from 'node:os';
 import { Allocations } from '../../../src/client/allocations.js';
 import { connectClient } from '../../../src/client/manager_session.js';
 import { pino } from 'pino';
+import { until } from '../../until.js';
 import { named, text } from './kernel.js';
 import { Cluster, TOKEN, type TestMount } from './cluster.js';
 
@@ -23,10 +24,6 @@ beforeEach(async () => {
 afterEach(async () => {
   await cluster.stop();
 });
-
-async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
-  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10));
-}
 
 const sync = (mount: TestMount, node: number, id: number): Promise<{ errno: number }> => {
   mount.kernel.fileSystem.handle({ kind: 'commit', id, node, record: Buffer.from(mount.native.record(node, false)), owner: '' });
@@ -128,7 +125,7 @@ describe('files', () => {
     expect(a.native.fileState(node)).toMatchObject({ mode: 'shared', dirtyBytes: 0 });
     expect(b.native.fileState(node)).toMatchObject({ mode: 'shared', size: 5000 });
     await a.kernel.release(node, handle);
-    await until(() => b.native.fileState(node)?.mode === 'write');
+    await until('b has it alone', () => b.native.fileState(node)?.mode === 'write');
     expect(b.native.log.slice(-3)).toEqual([`put ${node} shared`, `put ${node} write`, `endCut ${node} failed`]);
   });
 
@@ -159,8 +156,8 @@ describe('files', () => {
     await b.kernel.ask('UNLINK', 1, text('x'));
     expect((await a.kernel.getattr(node)).size).toBe(4096);
     await a.kernel.release(node, handle);
-    await until(() => a.client.held.get(node) === undefined);
-    await until(() => a.native.freed.length > 0);
+    await until('it is given back', () => a.client.held.get(node) === undefined);
+    await until('its pieces are free', () => a.native.freed.length > 0);
   });
 
   test('locks of two mounts exclude each other', async () => {
@@ -188,14 +185,14 @@ describe('bad days', () => {
     const { node } = await a.kernel.create(1, 'x');
     a.native.write(node, 4096);
     await cluster.killManager();
-    await until(() => !a.session.alive);
+    await until('the session is lost', () => !a.session.alive);
     const begin = performance.now();
     expect((await a.kernel.ask('LOOKUP', 1, text('x'))).errno).toBe(EIO);
     expect(performance.now() - begin).toBeLessThan(100);
     a.native.write(node, 8192);
     expect((await a.kernel.getattr(node)).size).toBe(8192);
     await cluster.restartManager();
-    await until(() => a.session.alive && b.session.alive);
+    await until('both are back', () => a.session.alive && b.session.alive);
     expect(a.fenced).toEqual([]);
     expect(a.client.held.get(node)?.mode).toBe('write');
     expect((await b.kernel.lookup(1, 'x')).size).toBe(8192);
@@ -208,9 +205,9 @@ describe('bad days', () => {
       throw new Error('a fault of ours');
     };
     await cluster.killManager();
-    await until(() => !a.session.alive);
+    await until('the session is lost', () => !a.session.alive);
     await cluster.restartManager();
-    await until(() => a.session.alive);
+    await until('a is back', () => a.session.alive);
     expect((await a.kernel.lookup(1, 'x')).node).not.toBe(0);
   });
 
@@ -222,7 +219,7 @@ describe('bad days', () => {
     a.native.onFlush = () => new Promise(() => undefined); // a recall is not answered
     const { client } = a.session.hello;
     expect((await b.kernel.open(node, O_RDWR)).errno).toBe(0);
-    await until(() => a.session.alive && a.client.held.get(node)?.isVoid === false);
+    await until('a holds it again', () => a.session.alive && a.client.held.get(node)?.isVoid === false);
     expect(a.session.hello.client).not.toBe(client);
     expect(a.native.log).toContain(`rejoin ${a.session.hello.client}`);
     expect(a.fenced).toEqual([]);
@@ -232,7 +229,7 @@ describe('bad days', () => {
     expect((await a.kernel.lookup(1, 'x')).node).toBe(node);
     expect((await a.kernel.create(1, 'after')).errno).toBe(0);
     await a.kernel.release(node, handle);
-    await until(() => a.client.held.get(node) === undefined);
+    await until('it is given back', () => a.client.held.get(node) === undefined);
   }, 30_000);
 
   test('a writer that cannot write back keeps its file, and is not fenced', async () => {

@@ -23,6 +23,7 @@ import {
 import { PAGE_BYTES, PROTOCOL_VERSION } from '../../../src/base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../../../src/base/session.js';
 import { createManager, type Manager, type ManagerOptions } from '../../../src/manager/index.js';
+import { until } from '../../until.js';
 
 export const MIB = 1024 * 1024;
 export const TOKEN = 'a token for tests';
@@ -93,15 +94,6 @@ export class Cluster {
     return { status: response.status, body: parsed as Record<string, unknown>, text };
   }
 
-  /** Until what is asked for is so: the manager's own events are not visible from outside. */
-  async until(what: string, holds: () => Promise<boolean>): Promise<void> {
-    const end = Date.now() + 15_000;
-    while (!(await holds())) {
-      if (Date.now() > end) throw new Error(`it never came to be that ${what}`);
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
-  }
-
   async close(): Promise<void> {
     for (const { session } of this.peers) session.terminate('the test is over');
     await this.manager.close();
@@ -137,7 +129,7 @@ export class TestAppliance {
     await this.session.call('join', { version: PROTOCOL_VERSION, id: this.id });
     this.welcome = await this.session.call('hello', { version: PROTOCOL_VERSION, appliance: this.info() });
     for (const id of [...this.regions.keys()]) if (!this.welcome.regions.includes(id)) this.regions.delete(id);
-    await this.cluster.until(`${this.id} is up`, async () => {
+    await until(`${this.id} is up`, async () => {
       const { body } = await this.cluster.http('GET', '/v1/appliances');
       return (body['appliances'] as ApplianceInfo[]).some(({ id, state }) => id === this.id && state === 'up');
     });

@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { ExtmemError } from '../../../src/base/errors.js';
 import { decodeRecord } from '../../../src/base/file_record.js';
+import { until } from '../../until.js';
 import { changed, Cluster, extent, MIB, PAGE, type TestAppliance, type TestClient } from './cluster.js';
 
 let cluster: Cluster;
@@ -60,7 +61,7 @@ describe('provisions', () => {
   test('that were not used go with a clean unmount', async () => {
     await a.provision(MIB);
     await a.ask('goodbye', {});
-    await cluster.until('the regions are destroyed', async () => one.regions.size + two.regions.size === 0);
+    await until('the regions are destroyed', async () => one.regions.size + two.regions.size === 0);
     expect(await reserved()).toBe(0);
   });
 
@@ -74,7 +75,7 @@ describe('provisions', () => {
     const b = await cluster.client('b');
     const first = await b.provision(MIB); // within the lease: nothing of it is taken
     expect(first.map((grant) => grant.region)).not.toContain(region);
-    await cluster.until('the lease is over', async () => {
+    await until('the lease is over', async () => {
       const adopted = await b.provision(300 * MIB);
       return adopted.some(
         (grant) => grant.region === region && grant.used?.length === 1 && grant.used[0]?.[0] === 8 * PAGE && grant.used[0][1] === PAGE,
@@ -121,7 +122,7 @@ describe('provisions', () => {
     await leave(a, 'f', region, 0);
     await leave(a, 'g', region, PAGE);
     await a.ask('goodbye', {});
-    await cluster.until('the region is swept', async () => owner.punched.some((piece) => piece.region === region));
+    await until('the region is swept', async () => owner.punched.some((piece) => piece.region === region));
     let punch: () => void = () => undefined;
     owner.override.punch = () => new Promise((resolve) => (punch = (): void => resolve({})));
     await b.unlink('f');
@@ -131,7 +132,7 @@ describe('provisions', () => {
       appliance.override.createRegion = async (ask) => {
         const before = await free();
         punch();
-        if (appliance === owner) await cluster.until('the piece is free', async () => (await free()) > before);
+        if (appliance === owner) await until('the piece is free', async () => (await free()) > before);
         appliance.regions.set(ask.region, ask);
         return {};
       };
@@ -150,7 +151,7 @@ describe('provisions', () => {
     const b = await cluster.client('b');
     await expect(b.provision(MIB)).rejects.toEqual(code('ENOSPC'));
     a.session.terminate('killed');
-    await cluster.until('the manager has noticed', async () =>
+    await until('the manager has noticed', async () =>
       ((await cluster.http('GET', '/v1/clients')).body['clients'] as { alive: boolean }[]).some(({ alive }) => !alive),
     );
     expect((await b.provision(MIB)).length).toBeGreaterThan(0);
@@ -206,7 +207,7 @@ describe('dedicated regions', () => {
     };
     const { status, body } = await cluster.http('POST', '/v1/allocations', { path: '/big', bytes: 200 * MIB });
     expect([status, body['code']]).toEqual([507, 'ENOSPC']);
-    await cluster.until('nothing is left', async () => one.regions.size === 0);
+    await until('nothing is left', async () => one.regions.size === 0);
     expect(await reserved()).toBe(0);
     expect((await a.lookup('big')).attr).toBeUndefined();
   });
@@ -224,7 +225,7 @@ describe('dedicated regions', () => {
     const shrunk = await cluster.http('PATCH', '/v1/allocations?path=/big', { bytes: 60 * MIB });
     expect(shrunk.body).toMatchObject({ bytes: 60 * MIB, allocatedBytes: 60 * MIB });
     expect((await cluster.http('DELETE', '/v1/allocations/big')).status).toBe(204);
-    await cluster.until('nothing is left', async () => one.regions.size + two.regions.size === 0);
+    await until('nothing is left', async () => one.regions.size + two.regions.size === 0);
     expect(await reserved()).toBe(0);
   });
 
@@ -254,7 +255,7 @@ describe('an appliance that restarts', () => {
     const { body } = await cluster.http('GET', '/v1/allocations/big');
     expect(body).toMatchObject({ lost: true });
     await a.unlink('big');
-    await cluster.until('the other half is destroyed', async () => two.regions.size === 0);
+    await until('the other half is destroyed', async () => two.regions.size === 0);
     expect((await cluster.http('GET', '/v1/status')).body['lostRegions']).toBe(0);
   });
 

@@ -1,6 +1,7 @@
 /** Shared files at the manager: who makes them longer, when that is seen, and what a cut waits for before memory is used again. */
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { decodeRecord } from '../../../src/base/file_record.js';
+import { until } from '../../until.js';
 import { changed, Cluster, extent, PAGE, type TestAppliance, type TestClient } from './cluster.js';
 
 let cluster: Cluster;
@@ -46,6 +47,16 @@ function held<Answer>(answer: Answer): { handler: () => Promise<Answer>; begun: 
   return { begun, release: () => release(), handler: () => (begin(), gate.then(() => answer)) };
 }
 
+/** a makes the file longer by so many bytes; `last` does not drop what it had of the end before `end`. */
+async function growing(ino: number, length: number, last: TestClient): Promise<{ end(): Promise<unknown> }> {
+  const dropping = held({});
+  last.override.invalidate = dropping.handler;
+  await claim(a, ino);
+  const written = wrote(a, ino, 4 * PAGE, length);
+  await dropping.begun;
+  return { end: () => (dropping.release(), written) };
+}
+
 /** Whether it has settled once everything that does not wait has happened. */
 async function isSettled(promise: Promise<unknown>): Promise<boolean> {
   let settled = false;
@@ -84,17 +95,12 @@ describe('the end of a shared file', () => {
   test('the size is seen by nobody before the others have dropped what they had of the file’s end', async () => {
     const { ino } = await sharedFile();
     const c = await cluster.client('c');
-    const dropping = held({});
-    b.override.invalidate = dropping.handler;
-    await claim(a, ino);
-    const written = wrote(a, ino, 4 * PAGE, 100);
-    await dropping.begun;
+    const growth = await growing(ino, 100, b);
     const news = b.pushes.filter(({ op }) => op === 'invalidate').at(-1)?.ask;
     expect(news).toMatchObject({ ino, offset: 4 * PAGE, length: 100, attr: { size: 4 * PAGE + 100 } });
     expect(decodeRecord(news?.['record'] as Uint8Array).size).toBe(4 * PAGE + 100);
     for (const client of [a, b, c]) expect((await client.ask('getattr', { ino })).attr.size).toBe(4 * PAGE);
-    dropping.release();
-    await written;
+    await growth.end();
     for (const client of [a, b, c]) expect((await client.ask('getattr', { ino })).attr.size).toBe(4 * PAGE + 100);
   });
 
@@ -102,43 +108,28 @@ describe('the end of a shared file', () => {
     const { ino } = await sharedFile();
     const c = await cluster.client('c');
     await c.ask('acquire', { ino, mode: 'read' });
-    const dropping = held({});
-    c.override.invalidate = dropping.handler;
-    await claim(a, ino);
-    const written = wrote(a, ino, 4 * PAGE, 100);
-    await dropping.begun;
+    const growth = await growing(ino, 100, c);
     const claimed = claim(b, ino);
     expect(await isSettled(claimed)).toBe(false);
-    dropping.release();
-    await written;
+    await growth.end();
     expect((await claimed).attr.size).toBe(4 * PAGE + 100);
   });
 
   test('a write within what another is just making the file longer by, by one who was told of that, is no growth', async () => {
     const { ino } = await sharedFile();
-    const dropping = held({});
-    b.override.invalidate = dropping.handler;
-    await claim(a, ino);
-    const written = wrote(a, ino, 4 * PAGE, 200);
-    await dropping.begun;
+    const growth = await growing(ino, 200, b);
     const within = wrote(b, ino, 4 * PAGE, 100);
-    dropping.release();
-    await written;
+    await growth.end();
     expect((await within).attr.size).toBe(4 * PAGE + 200);
   });
 
   test('who opens the file while a growth is being told learns of it with the open', async () => {
     const { ino } = await sharedFile();
     const c = await cluster.client('c');
-    const dropping = held({});
-    b.override.invalidate = dropping.handler;
-    await claim(a, ino);
-    const written = wrote(a, ino, 4 * PAGE, 100);
-    await dropping.begun;
+    const growth = await growing(ino, 100, b);
     const opening = c.ask('acquire', { ino, mode: 'read' });
     expect(await isSettled(opening)).toBe(false);
-    dropping.release();
-    await written;
+    await growth.end();
     expect((await opening).attr.size).toBe(4 * PAGE + 100);
   });
 
@@ -153,7 +144,7 @@ describe('the end of a shared file', () => {
       return { open: 'write', record: changed(grant, { size: 100 }), locks: [lock] };
     };
     await b.ask('acquire', { ino, mode: 'write' });
-    await cluster.until('it has written', async () => grown !== undefined);
+    await until('it has written', async () => grown !== undefined);
     await grown;
     expect((await b.ask('getattr', { ino })).attr.size).toBe(150);
   });
@@ -168,7 +159,7 @@ describe('the end of a shared file', () => {
       else a.session.terminate('it was killed');
       expect((await claim(b, ino)).attr.size).toBe(4 * PAGE);
       const zeroed = { region, offset: 4 * PAGE, length: 2 * PAGE };
-      await cluster.until('it is zeroed', async () => appliance.punched.some(({ offset }) => offset === zeroed.offset));
+      await until('it is zeroed', async () => appliance.punched.some(({ offset }) => offset === zeroed.offset));
       expect(appliance.punched).toContainEqual(zeroed);
       expect(b.pushes).toContainEqual({
         op: 'invalidate',
@@ -188,7 +179,7 @@ describe('the end of a shared file', () => {
     a.session.terminate('it was killed');
     const { attr } = await b.ask('acquire', { ino: grant.attr.ino, mode: 'write' });
     expect(attr).toMatchObject({ size: 100, blocks: PAGE / 512 });
-    await cluster.until('it is zeroed', async () => appliance.punched.length > 0);
+    await until('it is zeroed', async () => appliance.punched.length > 0);
     expect(appliance.punched[0]).toMatchObject({ region: region?.region, offset: PAGE });
   }, 20_000);
 
@@ -200,7 +191,7 @@ describe('the end of a shared file', () => {
     await Promise.all([a.connect(true), b.connect(true)]);
     expect((await claim(b, ino)).attr.size).toBe(4 * PAGE);
     expect(a.count('yieldEnd')).toBe(1);
-    await cluster.until('it is zeroed', async () => appliance.punched.length > 0);
+    await until('it is zeroed', async () => appliance.punched.length > 0);
     expect(appliance.punched).toEqual([{ region, offset: 4 * PAGE, length: 2 * PAGE }]);
   });
 });
@@ -216,7 +207,7 @@ describe('a cut of a shared file', () => {
     c.override.invalidate = telling.handler;
     const cutting = b.ask('setattr', { ino, set: { size: PAGE } });
     await pausing.begun;
-    await cluster.until('its own writers are stopped, too', async () => b.count('pauseWriters') === 1);
+    await until('its own writers are stopped, too', async () => b.count('pauseWriters') === 1);
     expect(c.count('pauseWriters')).toBe(0); // it only reads
     await wrote(a, ino, 2 * PAGE, 10); // what is under way may end
     expect(await isSettled(cutting)).toBe(false);
@@ -227,7 +218,7 @@ describe('a cut of a shared file', () => {
     expect(appliance.punched).toEqual([]);
     telling.release();
     expect((await cutting).attr.size).toBe(PAGE);
-    await cluster.until('it is zeroed', async () => appliance.punched.length > 0);
+    await until('it is zeroed', async () => appliance.punched.length > 0);
     expect(appliance.punched).toEqual([{ region, offset: PAGE, length: 3 * PAGE }]);
     for (const client of [a, b, c]) {
       const news = client.pushes.filter(({ op, ask }) => op === 'invalidate' && ask['cut'] === true).at(-1)?.ask;
@@ -252,7 +243,7 @@ describe('a cut of a shared file', () => {
   test('is refused while how the asker holds the file is changing', async () => {
     const { ino } = await sharedFile();
     await b.ask('release', { ino });
-    await cluster.until('a has it alone', async () => a.count('grant') > 0);
+    await until('a has it alone', async () => a.count('grant') > 0);
     await expect(a.ask('setattr', { ino, set: { size: 0 } })).rejects.toEqual(code('EAGAIN'));
   });
 
@@ -277,7 +268,7 @@ describe('a cut of a shared file', () => {
     await telling.begun;
     expect(appliance.punched).toEqual([]);
     telling.release();
-    await cluster.until('it is zeroed', async () => appliance.punched.length > 0);
+    await until('it is zeroed', async () => appliance.punched.length > 0);
     expect(appliance.punched).toEqual([{ region, offset: PAGE, length: 3 * PAGE }]);
   }, 20_000);
 });
