@@ -82,10 +82,11 @@ function medians(samples: readonly Figures[]): Figures {
 
 export function compare(
   row: Row,
-  { figure, title, unit, better, reach }: Comparison,
+  { figure, title, unit, better, reach, alone }: Comparison,
   rounds: readonly Round[],
-  { link, session, peer }: { link: Link; session: SessionKind; peer: string | undefined },
+  { link, session, peer: beside }: { link: Link; session: SessionKind; peer: string | undefined },
 ): Result {
+  const peer = alone === true ? undefined : beside;
   const ratios = rounds.map(({ ours, peer: theirs }) => (ours[figure] ?? NaN) / (peer === undefined ? 1 : (theirs[figure] ?? NaN)));
   const ratio = median(ratios);
   const all = { ours: medians(rounds.map((round) => round.ours)), peer: medians(rounds.map((round) => round.peer)) };

@@ -19,6 +19,7 @@ const peers: Record<Peer, (link: Link, session: SessionKind) => Target> = {
   'fuse-native': () => new FuseNativeTarget(),
   'swap file': () => new SwapTarget('swap file'),
   zram: () => new SwapTarget('zram'),
+  'no read-ahead': (link) => new ExtmemTarget(link, { readAhead: false }),
 };
 
 export interface Wanted {

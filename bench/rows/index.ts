@@ -5,6 +5,7 @@ import { footprintRows } from './footprint.js';
 import { fuseNativeRows } from './fuse_native.js';
 import { nullRows } from './null.js';
 import { pressureRows } from './pressure.js';
+import { readAheadRows } from './read_ahead.js';
 import type { Row } from './row.js';
 import { streamRows } from './streams.js';
 
@@ -12,6 +13,7 @@ export const rows: readonly Row[] = [
   ...faultRows,
   ...nullRows,
   ...streamRows,
+  ...readAheadRows,
   ...fileRows,
   ...fuseNativeRows,
   ...pressureRows,

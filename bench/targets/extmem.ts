@@ -18,8 +18,11 @@ export class ExtmemTarget implements Target {
   private home = '';
   private up: ChildProcess | undefined;
 
-  constructor(private readonly link: Link) {
-    this.name = `extmem ${link}`;
+  constructor(
+    private readonly link: Link,
+    private readonly options: { readAhead: boolean } = { readAhead: true },
+  ) {
+    this.name = options.readAhead ? `extmem ${link}` : 'no read-ahead';
   }
   private get mountPoint(): string {
     return join(this.home, 'mnt');
@@ -38,6 +41,7 @@ export class ExtmemTarget implements Target {
     const parameters = [cli, 'up', this.mountPoint, '--json', '--dir', join(this.home, 'state'), '--memory', memory];
     parameters.push('--cache', `${CACHE_BYTES}`, '--appliances', '1', '--transport', this.link);
     parameters.push('--listen', `127.0.0.1:${await freePort()}`);
+    if (!this.options.readAhead) parameters.push('--read-ahead', '0');
     this.up = spawn(process.execPath, parameters, { stdio: ['ignore', 'pipe', 'inherit'] });
     const child = this.up;
     await new Promise<void>((resolve, reject) => {

@@ -67,6 +67,7 @@ void FramePool::release(uint32_t index) {
   // acq_rel: whoever frees it must see every other holder's accesses as done.
   if (frames_[index].references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   unpin(index);
+  unmark_ahead(index);
   lock_.lock();
   frames_[index].next = free_head_;
   free_head_ = index;
@@ -92,6 +93,21 @@ bool FramePool::unpin(uint32_t index) {
   return true;
 }
 
+void FramePool::mark_ahead(uint32_t index) {
+  frames_[index].flags.fetch_or(Frame::kAhead, std::memory_order_relaxed);
+  ahead_count_.fetch_add(1, std::memory_order_relaxed);
+}
+
+bool FramePool::unmark_ahead(uint32_t index) {
+  auto& flags = frames_[index].flags;
+  if ((flags.load(std::memory_order_relaxed) & Frame::kAhead) == 0) return false;
+  // Two readers may ask for it at once.
+  if ((flags.fetch_and(static_cast<uint8_t>(~Frame::kAhead), std::memory_order_relaxed) & Frame::kAhead) == 0)
+    return false;
+  ahead_count_.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
 void FramePool::list(uint32_t index, End end) {
   lock_.lock();
   Frame& frame = frames_[index];
@@ -105,6 +121,15 @@ void FramePool::unlist(uint32_t index) {
   Frame& frame = frames_[index];
   if ((frame.flags.fetch_and(static_cast<uint8_t>(~Frame::kListed)) & Frame::kListed) != 0)
     remove(list_of(frame), index);
+  lock_.unlock();
+}
+
+void FramePool::cool(uint32_t index) {
+  lock_.lock();
+  if ((frames_[index].flags.load(std::memory_order_relaxed) & (Frame::kListed | Frame::kProtected)) == Frame::kListed) {
+    remove(probation_, index);
+    push(probation_, index, End::cold);
+  }
   lock_.unlock();
 }
 

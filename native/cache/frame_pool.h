@@ -22,7 +22,7 @@ inline constexpr uint64_t kPageBytes = protocol::kPageBytes;
 struct Frame {
   static constexpr uint8_t kReferenced = 1;  ///< asked for again since it was filled: survives one round of eviction
   static constexpr uint8_t kProtected = 2;   ///< in the protected segment
-  static constexpr uint8_t kPrefetched = 4;  ///< read ahead and not yet asked for
+  static constexpr uint8_t kAhead = 4;       ///< read ahead and not yet asked for
   static constexpr uint8_t kListed = 8;      ///< in one of the LRU lists
   static constexpr uint8_t kStale = 16;      ///< overtaken by a write while it was being filled: not to be believed
   static constexpr uint8_t kReported = 32;   ///< this content failed to be written back before, and errseq has it
@@ -53,6 +53,8 @@ class FramePool {
   /// Those that have memory: once given, it stays ours.
   uint32_t resident_count() const { return populated_.load(std::memory_order_relaxed) - 1; }
   uint32_t pinned_count() const { return pinned_count_.load(std::memory_order_relaxed); }
+  /// Read ahead, and not asked for yet.
+  uint32_t ahead_count() const { return ahead_count_.load(std::memory_order_relaxed); }
 
   /// With one reference; 0 when none is free.
   uint32_t allocate();
@@ -65,9 +67,16 @@ class FramePool {
   /// Answers whether it was pinned.
   bool unpin(uint32_t index);
 
+  /// It is being read ahead. Under its File's lock.
+  void mark_ahead(uint32_t index);
+  /// It was asked for, or goes. Answers whether it was read ahead, once.
+  bool unmark_ahead(uint32_t index);
+
   enum class End : uint8_t { cold, hot };
   void list(uint32_t index, End end);
   void unlist(uint32_t index);
+  /// It goes next, if it is listed and was not asked for twice.
+  void cool(uint32_t index);
 
   /// The next clean frame that should go, and whose it is; 0 when there is none. Only a hint: check it under the File's
   /// lock. keep() is called under the pool's lock, so that the file cannot go away meanwhile.
@@ -105,6 +114,7 @@ class FramePool {
   std::atomic<uint32_t> populated_{1};  // frames from here on have no memory yet; written under the lock
   std::atomic<uint32_t> free_count_;
   std::atomic<uint32_t> pinned_count_{0};
+  std::atomic<uint32_t> ahead_count_{0};
 };
 
 template <typename Keep>

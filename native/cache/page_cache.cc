@@ -243,8 +243,10 @@ bool PageCache::evict_one(Lane& lane) {
   bool idle =
       file->frame_at(victim.page) == victim.frame && meta.state == PageState::clean && meta.references.load() == 1;
   if (idle) {
-    if ((meta.flags.load(std::memory_order_relaxed) & Frame::kPrefetched) != 0)
-      lane.counters.add(lane.counters.prefetch_wasted);
+    if (frames_.unmark_ahead(victim.frame)) {
+      lane.counters.add(lane.counters.ahead_wasted);
+      file->read_ahead.wasted(victim.page);
+    }
     drop_locked(*file, victim.page, victim.frame);
     lane.counters.add(lane.counters.evictions);
   }

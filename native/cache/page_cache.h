@@ -25,7 +25,7 @@ inline constexpr uint32_t kRequestPages = protocol::kMaxIoBytes / protocol::kPag
 
 /// Counted by one reactor, read by anybody.
 struct LaneCounters {
-  std::atomic<uint64_t> hits{0}, misses{0}, fills{0}, prefetched{0}, prefetch_hits{0}, prefetch_wasted{0}, evictions{0},
+  std::atomic<uint64_t> hits{0}, misses{0}, fills{0}, read_ahead{0}, ahead_used{0}, ahead_wasted{0}, evictions{0},
       writebacks{0}, written_back_pages{0}, failed_pages{0}, throttled{0}, direct_reads{0}, direct_writes{0},
       shared_reads{0}, shared_writes{0};
   static void add(std::atomic<uint64_t>& counter, uint64_t amount = 1) {

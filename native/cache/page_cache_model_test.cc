@@ -121,7 +121,7 @@ class Run {
 
   Task<int> compare(uint64_t offset, uint64_t bytes) {
     PinnedPages pins(cache_.frames());
-    if (!read_hit(cache_, lane_, *file_, offset, static_cast<uint32_t>(bytes), pins)) {
+    if (!read_hit(cache_, lane_, *file_, offset, static_cast<uint32_t>(bytes), Reuse::ours, pins)) {
       int error = co_await read_pages(cache_, lane_, *file_, offset, static_cast<uint32_t>(bytes), Reuse::ours, pins);
       CHECK(error == 0);
       if (error != 0) co_return error;

@@ -5,80 +5,170 @@
 
 namespace extmem::cache {
 
-ReadAhead::Window ReadAhead::advise(uint64_t first, uint32_t length, uint32_t max_pages) {
-  if (max_pages == 0) return {};
-  Stream& stream = find_stream(first, length);
+namespace {
+
+/// Requests of one reader overtake each other on their way here (two queues of the kernel): so far behind its stream's
+/// end one still belongs to it.
+constexpr uint32_t kOvertakenPages = 512;
+/// Steps longer than this are not a stride.
+constexpr int64_t kLongestStride = 4096;
+constexpr uint32_t kMostStretches = 32;
+/// One message, and no longer on its way than one page.
+constexpr uint32_t kLeastPages = 4;
+
+}  // namespace
+
+ReadAhead::Window ReadAhead::advise(uint32_t first, uint32_t length, uint32_t most) {
+  const uint32_t end = first + length;
+  for (Stream& stream : streams_) {
+    if (stream.trend == kNone) continue;
+    Step step = along_trend(stream, first, end);
+    if (step.continues) return follow(stream, step, first, end, most);
+  }
+  Stream& stream = candidate_for(first, end);
+  const bool again = first == stream.first && stream.age != 0;
   stream.age = ++clock_;
-  if (!stream.used) {
-    stream = {.last_first = first,
-              .last_end = first + length,
-              .fetched_end = first + length,
-              .stride = 0,
-              .confirmed = 0,
-              .window_pages = 0,
-              .age = clock_,
-              .used = true};
-    // A file read from its start is most often read to its end.
-    if (first == 0) stream.confirmed = kConfirmations - 1;
-    return {};
-  }
-  auto stride = static_cast<int64_t>(first - stream.last_first);
-  bool sequential_hit = first == stream.last_end;
-  if (stride == 0) return {};
-  if (sequential_hit || stride == stream.stride) {
-    ++stream.confirmed;
-  } else {
-    stream.confirmed = 0;
-    stream.window_pages = 0;
-    stream.fetched_end = first + length;
-  }
-  stream.stride = stride;
-  stream.last_first = first;
-  stream.last_end = first + length;
-  if (stream.confirmed < kConfirmations) return {};
-  return sequential_hit ? sequential(stream, max_pages) : strided(stream, first, length, max_pages);
+  if (again) return {};
+  stream.first = first;
+  stream.end = end;
+  stream.trend = stream.touches >= proofs() ? stream.coming : stream.coming == kNone ? voted_stride(first) : kNone;
+  return stream.trend == kNone ? Window{} : extend(stream, most);
 }
 
-/// The stream that this request continues: sequentially, by its stride, or (a new stride) the nearest one.
-ReadAhead::Stream& ReadAhead::find_stream(uint64_t first, uint32_t length) {
-  constexpr int64_t kReachPages = 2048;
-  Stream* nearest = nullptr;
+void ReadAhead::wasted(uint32_t page) {
+  count(wasted_pages_, 1);
+  for (Stream& stream : streams_) {
+    if (stream.ahead == 0) continue;
+    const int64_t beyond = int64_t{page} - stream.first;
+    bool its_own = stream.trend == kOnwards     ? page >= stream.end && page - stream.end < stream.ahead
+                   : stream.trend == kBackwards ? beyond < 0 && -beyond <= stream.ahead
+                                                : beyond / stream.trend >= 1 && beyond / stream.trend <= stream.ahead;
+    if (its_own) stream.window = stream.ahead = 0;
+  }
+}
+
+/// Whether a request goes on where the stream was expected, or further on within what was fetched for it: what the
+/// kernel has already, it does not ask for.
+ReadAhead::Step ReadAhead::along_trend(const Stream& stream, uint32_t first, uint32_t end) {
+  if (stream.trend == kOnwards) {
+    if (first > stream.end + stream.ahead || first + kOvertakenPages < stream.end) return {};
+    return {true, end > stream.end ? end - stream.end : 0};
+  }
+  if (stream.trend == kBackwards) {
+    if (end + stream.ahead < stream.first || end > stream.first + kOvertakenPages) return {};
+    return {true, first < stream.first ? stream.first - first : 0};
+  }
+  const int64_t distance = int64_t{first} - stream.first;
+  const int64_t strides = distance / stream.trend;
+  if (distance % stream.trend != 0 || strides < 0 || strides > int64_t{stream.ahead} + 1) return {};
+  return {true, static_cast<uint32_t>(strides)};
+}
+
+ReadAhead::Window ReadAhead::follow(Stream& stream, Step step, uint32_t first, uint32_t end, uint32_t most) {
+  stream.age = ++clock_;
+  if (step.by == 0) return {};
+  const uint32_t used = std::min(step.by, stream.ahead);
+  const bool is_stride = stream.trend != kOnwards && stream.trend != kBackwards;
+  count(used_pages_, is_stride ? used * (end - first) : used);
+  stream.ahead -= used;
+  stream.asked += is_stride ? end - first : step.by;
+  stream.first = first;
+  stream.end = end;
+  return extend(stream, most);
+}
+
+/// The stream without a trend that this request touches; else a new one, in the place of the one that was silent for
+/// longest.
+ReadAhead::Stream& ReadAhead::candidate_for(uint32_t first, uint32_t end) {
   Stream* oldest = &streams_[0];
   for (Stream& stream : streams_) {
-    if (!stream.used) {
-      if (oldest->used) oldest = &stream;
-      continue;
+    if (stream.age < oldest->age) oldest = &stream;
+    if (stream.age == 0 || stream.trend != kNone) continue;
+    const Trend touching = first == stream.end ? kOnwards : end == stream.first ? kBackwards : kNone;
+    if (touching != kNone) {
+      stream.touches = stream.coming == touching ? stream.touches + 1 : 1;
+      stream.coming = touching;
     }
-    auto distance = static_cast<int64_t>(first - stream.last_first);
-    if (first == stream.last_end || (stream.stride != 0 && distance == stream.stride)) return stream;
-    if (std::abs(distance) <= kReachPages + length && nearest == nullptr && stream.confirmed < kConfirmations)
-      nearest = &stream;
-    if (oldest->used && stream.age < oldest->age) oldest = &stream;
+    if (touching != kNone || first == stream.first) return stream;
   }
-  if (nearest != nullptr) return *nearest;
-  oldest->used = false;
+  *oldest = {};
+  // A file read from its start is most often read to its end.
+  if (first == 0) {
+    oldest->coming = kOnwards;
+    oldest->touches = 1;
+  }
   return *oldest;
 }
 
-ReadAhead::Window ReadAhead::sequential(Stream& stream, uint32_t max_pages) {
-  uint64_t ahead = stream.fetched_end > stream.last_end ? stream.fetched_end - stream.last_end : 0;
-  if (stream.window_pages != 0 && ahead > stream.window_pages / 2) return {};
-  stream.window_pages = std::min(stream.window_pages == 0 ? kFirstWindowPages : stream.window_pages * 2, max_pages);
-  uint64_t from = std::max(stream.fetched_end, stream.last_end);
-  uint64_t to = stream.last_end + stream.window_pages;
-  if (to <= from) return {};
-  stream.fetched_end = to;
-  return {from, static_cast<uint32_t>(to - from), 1, 0};
+/// The step that most of the last were, the one to this request included.
+ReadAhead::Trend ReadAhead::voted_stride(uint32_t first) {
+  const int64_t distance = int64_t{first} - last_first_;
+  last_first_ = first;
+  steps_[step_count_++ % steps_.size()] = std::abs(distance) <= kLongestStride ? static_cast<int32_t>(distance) : 0;
+  auto step = [&](uint32_t back) { return steps_[(step_count_ - back) % steps_.size()]; };
+  for (uint32_t last = proofs(); last <= std::min<uint32_t>(step_count_, steps_.size()); last *= 2) {
+    int32_t majority = 0;
+    uint32_t votes = 0;  // Boyer and Moore: what is left when unlike pairs go
+    for (uint32_t back = 1; back <= last; ++back) {
+      if (votes == 0) majority = step(back);
+      votes += step(back) == majority ? 1u : -1u;
+    }
+    uint32_t like = 0;
+    for (uint32_t back = 1; back <= last; ++back) like += step(back) == majority ? 1 : 0;
+    if (like > last / 2) return majority;
+  }
+  return kNone;
 }
 
-ReadAhead::Window ReadAhead::strided(Stream& stream, uint64_t first, uint32_t length, uint32_t max_pages) {
-  stream.window_pages = std::min(std::max(stream.window_pages * 2, 2 * length), max_pages);
-  uint32_t count = std::clamp(stream.window_pages / std::max(length, 1u), 1u, 16u);
-  // Backwards: do not run past the start of the file.
-  if (stream.stride < 0)
-    count = static_cast<uint32_t>(std::min<uint64_t>(count, first / static_cast<uint64_t>(-stream.stride)));
-  if (count == 0) return {};
-  return {first + static_cast<uint64_t>(stream.stride), length, count, stream.stride};
+/// How many steps make a trend: the more, the more of what was read ahead went unused.
+uint32_t ReadAhead::proofs() const { return wasted_pages_ > used_pages_ ? 8 : wasted_pages_ > used_pages_ / 4 ? 4 : 2; }
+
+/// The window doubles, as long as it is no more than a quarter of what the stream has asked for: so much may be in vain
+/// when it ends. No more than a few pages when most of what was read ahead of late was.
+uint32_t ReadAhead::grown(const Stream& stream) const {
+  const uint32_t least = std::max(2 * stream.length(), kLeastPages);
+  if (wasted_pages_ > used_pages_) return least;
+  return std::max(least, std::min(2 * stream.window, stream.asked / 4));
+}
+
+/// More, once half of what was fetched ahead is used up.
+ReadAhead::Window ReadAhead::extend(Stream& stream, uint32_t most) {
+  if (stream.trend != kOnwards && stream.trend != kBackwards) return extend_stride(stream, most);
+  if (stream.window != 0 && stream.ahead > stream.window / 2) return {};
+  stream.window = std::min(grown(stream), most);
+  if (stream.window <= stream.ahead) return {};
+  uint32_t more = stream.window - stream.ahead;
+  if (stream.trend == kOnwards) {
+    Window window{stream.end + stream.ahead, more, 1, 0};
+    stream.ahead = stream.window;
+    return window;
+  }
+  const uint32_t lowest = stream.first - std::min(stream.first, stream.ahead);  // that was fetched
+  more = std::min(more, lowest);
+  stream.ahead += more;
+  return {lowest - more, more, more == 0 ? 0u : 1u, 0};
+}
+
+ReadAhead::Window ReadAhead::extend_stride(Stream& stream, uint32_t most) {
+  auto stretches = [&] { return std::min(stream.window / stream.length(), kMostStretches); };
+  if (stream.window != 0 && stream.ahead > stretches() / 2) return {};
+  stream.window = std::min(grown(stream), most);
+  uint32_t wanted = stretches();
+  // Not past the start of the file.
+  if (stream.trend < 0) wanted = std::min(wanted, stream.first / static_cast<uint32_t>(-stream.trend));
+  if (wanted <= stream.ahead) return {};
+  const int64_t next = int64_t{stream.first} + int64_t{stream.trend} * (stream.ahead + 1);
+  Window window{static_cast<uint32_t>(next), stream.length(), wanted - stream.ahead, stream.trend};
+  stream.ahead = wanted;
+  return window;
+}
+
+void ReadAhead::count(uint32_t& counter, uint32_t pages) {
+  constexpr uint32_t kRemembered = 4096;
+  counter += pages;
+  if (used_pages_ + wasted_pages_ < kRemembered) return;
+  used_pages_ /= 2;
+  wasted_pages_ /= 2;
 }
 
 }  // namespace extmem::cache

@@ -23,8 +23,9 @@ struct FillPlan {
   bool in_cut = false;
 };
 
-/// Marks the absent pages of the range as being filled by us. `spare` frames are consumed from the front.
-void claim_pages_locked(PageCache& cache, File& file, uint32_t first, uint32_t count,
+/// Marks the absent pages of the range as being filled by us, `ahead` of anybody's asking. `spare` frames are consumed
+/// from the front.
+void claim_pages_locked(PageCache& cache, File& file, uint32_t first, uint32_t count, bool ahead,
                         std::array<uint32_t, kRequestPages>& spare, uint32_t& spare_count, FillPlan& plan) {
   for (uint32_t page = first; page < first + count; ++page) {
     uint32_t frame = file.frame_at(page);
@@ -35,6 +36,7 @@ void claim_pages_locked(PageCache& cache, File& file, uint32_t first, uint32_t c
     if (spare_count == 0) continue;
     frame = spare[--spare_count];
     cache.set_state_locked(file, page, frame, PageState::filling);
+    if (ahead) cache.frames().mark_ahead(frame);
     cache.frames()[frame].references.fetch_add(1, std::memory_order_relaxed);  // the filler's own
     file.set_frame(page, frame);
     plan.pages[plan.page_count] = page;
@@ -138,17 +140,23 @@ Task<int> run_fill(PageCache& cache, Lane& lane, File& file, FillPlan& plan) {
 
 Detached fetch_ahead(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count) {
   PinnedPages pins(cache.frames());
-  co_await fill_pages(cache, lane, file, first, count, Reuse::ours, false, pins);
-  for (uint32_t index = 0; index < pins.count(); ++index)
-    cache.frames()[pins[index]].flags.fetch_or(Frame::kPrefetched);
-  lane.counters.add(lane.counters.prefetched, pins.count());
+  co_await fill_pages(cache, lane, file, first, count, Reuse::ahead, pins);
   pins.release();
   cache.put_file(file);
 }
 
+/// Whether the page was read ahead, and is asked for now.
+bool first_asked(PageCache& cache, Lane& lane, uint32_t frame, Reuse reuse) {
+  if (!cache.frames().unmark_ahead(frame)) return false;
+  lane.counters.add(lane.counters.ahead_used);
+  if (reuse == Reuse::kernel_keeps) cache.frames().cool(frame);
+  return true;
+}
+
 }  // namespace
 
-bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, PinnedPages& pins) {
+bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes, Reuse reuse,
+              PinnedPages& pins) {
   uint32_t first = page_of(offset);
   uint32_t count = pages_spanned(offset, bytes);
   file.lock.lock();
@@ -156,14 +164,10 @@ bool read_hit(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_
   file.lock.unlock();
   if (!hit) return false;
   for (uint32_t index = 0; index < count; ++index) {
+    if (first_asked(cache, lane, pins[index], reuse)) continue;
     auto& flags = cache.frames()[pins[index]].flags;
-    uint8_t seen = flags.load(std::memory_order_relaxed);
-    if ((seen & Frame::kPrefetched) != 0) {
-      flags.fetch_and(static_cast<uint8_t>(~Frame::kPrefetched), std::memory_order_relaxed);
-      lane.counters.add(lane.counters.prefetch_hits);
-    } else if ((seen & Frame::kReferenced) == 0) {
+    if ((flags.load(std::memory_order_relaxed) & Frame::kReferenced) == 0)
       flags.fetch_or(Frame::kReferenced, std::memory_order_relaxed);
-    }
   }
   lane.counters.add(lane.counters.hits, count);
   trace::mark(trace::Point::cache_hit, offset);
@@ -186,19 +190,23 @@ Task<int> read_pages(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
     cache.pin_present_locked(file, first, count, here);
     file.lock.unlock();
     PinnedPages filled(cache.frames());
-    int error = co_await fill_pages(cache, lane, file, first, count, reuse, true, filled);
+    int error = co_await fill_pages(cache, lane, file, first, count, reuse, filled);
     if (error != 0) co_return error;
     file.lock.lock();
-    bool hit = cache.pin_locked(file, first, count, pins);
+    bool here_now = cache.pin_locked(file, first, count, pins);
     file.lock.unlock();
-    if (hit) co_return 0;
+    if (here_now) {
+      for (uint32_t index = 0; index < count; ++index) first_asked(cache, lane, pins[index], reuse);
+      co_return 0;
+    }
     if (started == 0) started = monotonic_ns();
   } while (monotonic_ns() - started < kPatienceNs);
   co_return EIO;
 }
 
-Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count, Reuse reuse, bool wait,
+Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, uint32_t count, Reuse reuse,
                      PinnedPages& pins) {
+  const bool wait = reuse != Reuse::ahead;
   FillPlan plan;
   std::array<uint32_t, kRequestPages> spare;
   uint32_t spare_count = take_spare_frames(cache, lane, file, first, count, spare);
@@ -206,7 +214,7 @@ Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, u
   file.lock.lock();
   plan.in_cut = file.cut.overlaps(first * kPageBytes, (uint64_t{first} + count) * kPageBytes);
   if (!plan.in_cut) {
-    claim_pages_locked(cache, file, first, count, spare, spare_count, plan);
+    claim_pages_locked(cache, file, first, count, !wait, spare, spare_count, plan);
   } else if (wait) {
     file.enlist(waiter);
   }
@@ -222,8 +230,9 @@ Task<int> fill_pages(PageCache& cache, Lane& lane, File& file, uint32_t first, u
     co_return 0;
   }
 
-  int error = co_await run_fill(cache, lane, file, plan);
   lane.counters.add(lane.counters.fills, plan.page_count);
+  if (!wait) lane.counters.add(lane.counters.read_ahead, plan.page_count);
+  int error = co_await run_fill(cache, lane, file, plan);
   file.lock.lock();
   for (uint32_t index = 0; index < plan.page_count; ++index) {
     bool cold = reuse == Reuse::kernel_keeps;
@@ -257,7 +266,7 @@ Task<int> warm_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
     auto step = static_cast<uint32_t>(std::min(kStep, end - at));
     PinnedPages pins(cache.frames());
     if (file.mode.load() == Delegation::shared) co_return EBUSY;  // nothing of it is cached
-    if (!read_hit(cache, lane, file, at, step, pins))
+    if (!read_hit(cache, lane, file, at, step, Reuse::ours, pins))
       error = co_await read_pages(cache, lane, file, at, step, Reuse::ours, pins);
   }
   co_return error;
@@ -265,13 +274,15 @@ Task<int> warm_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, 
 
 void read_ahead(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
   uint64_t size_pages = (file.size.load(std::memory_order_relaxed) + kPageBytes - 1) / kPageBytes;
+  uint32_t bound = cache.frames().frame_count() / 4;
+  uint32_t room = bound - std::min(bound, cache.frames().ahead_count());
   file.lock.lock();
-  auto window = file.read_ahead.advise(page_of(offset), pages_spanned(offset, bytes), cache.options().read_ahead_pages);
+  auto window = file.read_ahead.advise(page_of(offset), pages_spanned(offset, bytes),
+                                       std::min(cache.options().read_ahead_pages, room));
   file.lock.unlock();
-  // Never at the cost of what was asked for: only while there are free frames or clean ones to spare.
   for (uint32_t index = 0; index < window.count; ++index) {
-    uint64_t first = window.first + static_cast<uint64_t>(window.stride * static_cast<int64_t>(index));
-    uint64_t end = std::min<uint64_t>(first + window.length, size_pages);
+    auto first = static_cast<uint64_t>(int64_t{window.first} + int64_t{window.stride} * index);
+    uint64_t end = std::min(first + window.length, size_pages);
     while (first < end) {
       auto count = static_cast<uint32_t>(std::min<uint64_t>(end - first, kRequestPages - 1));
       file.references.fetch_add(1);

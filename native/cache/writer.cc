@@ -145,7 +145,7 @@ Task<int> write_page(PageCache& cache, Lane& lane, File& file, PageBytes write) 
     if (outcome == PageWrite::busy) {
       co_await waiter;
     } else if (outcome == PageWrite::needs_fill) {
-      error = co_await fill_pages(cache, lane, file, write.page, 1, Reuse::ours, true, filled);
+      error = co_await fill_pages(cache, lane, file, write.page, 1, Reuse::ours, filled);
       if (error != 0) break;
     } else {
       spare = cache.take_frame(lane);

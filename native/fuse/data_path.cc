@@ -353,7 +353,7 @@ void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse
   }
   FileUse use(cache, file);  // past the reply, with which the last handle may go
   PinnedPages pins(cache.frames());
-  if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, pins)) {
+  if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, reuse, pins)) {
     reply_pages(worker, ticket, in.offset, bytes, pins);
   } else {
     serve_miss(worker, ticket, handle, in.offset, bytes, reuse);

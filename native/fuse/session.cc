@@ -328,9 +328,9 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
     add("cache.hits", lane.hits);
     add("cache.misses", lane.misses);
     add("cache.fills", lane.fills);
-    add("cache.prefetched", lane.prefetched);
-    add("cache.prefetchHits", lane.prefetch_hits);
-    add("cache.prefetchWasted", lane.prefetch_wasted);
+    add("cache.readAhead", lane.read_ahead);
+    add("cache.readAheadUsed", lane.ahead_used);
+    add("cache.readAheadWasted", lane.ahead_wasted);
     add("cache.evictions", lane.evictions);
     add("cache.writebacks", lane.writebacks);
     add("cache.writtenBackPages", lane.written_back_pages);

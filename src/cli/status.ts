@@ -1,5 +1,6 @@
 /** `extmem status`: the cluster as the manager sees it, and the mounts of this machine as they see themselves. */
 import { codeOf, messageOf } from '../base/errors.js';
+import { PAGE_BYTES } from '../base/protocol.js';
 import { formatSize } from '../base/size.js';
 import type { BackingDevice } from '../fs/backing_device.js';
 import type { Residency } from '../fs/residency.js';
@@ -140,7 +141,9 @@ export function describeMount(mount: MountStatus): string[] {
   const lines = [
     `${String(mount['mountPoint'])}: process ${String(mount['pid'])}, ${of(fuse, 'threads')} threads, ${of(fuse, 'requests')} requests over ${String(fuse['session'])}`,
     `cache: ${formatSize(of(cache, 'usedBytes'))} of ${formatSize(of(cache, 'limitBytes'))} used, ${formatSize(of(cache, 'dirtyBytes'))} dirty; ` +
-      `${percent(of(cache, 'hits'), lookups)} of ${lookups} page look-ups hit; ${of(cache, 'prefetched')} pages read ahead, ${of(cache, 'prefetchHits')} of them used; ${of(cache, 'evictions')} evicted`,
+      `${percent(of(cache, 'hits'), lookups)} of ${lookups} page look-ups hit; ${of(cache, 'evictions')} evicted`,
+    `read-ahead: ${formatSize(of(cache, 'readAhead') * PAGE_BYTES)}, ${percent(of(cache, 'readAheadUsed'), of(cache, 'readAhead'))} of it asked for since; ` +
+      `${formatSize(of(cache, 'readAheadWasted') * PAGE_BYTES)} went unasked for`,
     ...describeLocalMemory(mount),
     `fuse: ${formatSize(of(fuse, 'readBytes'))} read, ${formatSize(of(fuse, 'writeBytes'))} written, ${of(fuse, 'errors')} errors`,
   ];
