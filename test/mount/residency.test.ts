@@ -155,4 +155,53 @@ os._exit(0)`;
     const { code, stderr } = await cluster.extmem(...parameters.map((word) => word.replace('MOUNT', cluster.mount().mountPoint)));
     expect({ code, stderr }).toEqual({ code: exit, stderr: expect.stringMatching(why) as unknown });
   });
+
+  describe('read-ahead', () => {
+    /** Reads so many pages of the large file, each as the kernel is told of it alone, in the order that `pages` gives; what it cost. */
+    async function readPages(pages: string): Promise<{ asked: number; here: number; unused: number; wasted: number }> {
+      const program = `
+import os, random, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+chance = random.Random(4)
+for page in ${pages}:
+    assert len(os.pread(fd, 4096, page * 4096)) == 4096`;
+      await extmem('evict', path('large'));
+      const { cache: before = {} } = await cluster.statistics();
+      await succeed('python3', ['-c', program, path('large')]);
+      const { cache: after = {} } = await cluster.statistics();
+      const of = (name: string): number => (after[name] ?? 0) - (before[name] ?? 0);
+      const asked = of('hits') + of('misses');
+      return { asked, here: of('hits') / asked, unused: (of('readAhead') - of('readAheadUsed')) / asked, wasted: of('readAheadWasted') };
+    }
+
+    test.each([
+      ['onwards', 'range(4000)'],
+      ['backwards', 'range(4999, 999, -1)'],
+      ['by a stride', 'range(5, 9000, 3)'],
+      ['of two readers in turns', '(page for step in range(2000) for page in (step, 5000 + step))'],
+      [
+        'with one in ten anywhere',
+        '(page for step in range(4000) for page in ((step, chance.randrange(5000, 10240)) if step % 10 == 9 else (step,)))',
+      ],
+    ])('most pages of a stream %s are there when they are asked for', async (_, pages) => {
+      const { here, unused } = await readPages(pages);
+      expect(here).toBeGreaterThan(0.8);
+      expect(unused).toBeLessThan(0.3);
+    });
+
+    test('of random reads next to nothing is read ahead', async () => {
+      const { asked, unused } = await readPages('(chance.randrange(10240) for _ in range(3000))');
+      expect(asked).toBeGreaterThan(2000);
+      expect(unused).toBeLessThan(0.05);
+    });
+
+    test('what goes unasked for is counted, and told by status', async () => {
+      await readPages('[*range(3000)]');
+      const { wasted } = await readPages('[*range(4000, 10240)]');
+      expect(wasted).toBe(0); // a stream that was read to the end
+      const { stdout } = await cluster.extmem('status');
+      expect(stdout).toMatch(/read-ahead: [\d.]+ \w+, [\d.]+ ?% of it asked for since; [\d.]+ \w+ went unasked for/);
+    });
+  });
 });
