@@ -1,5 +1,6 @@
 /** What is measured: a file system of ours or of a peer, each at its best, started and stopped by the benchmark itself. */
 import { execFile, type ChildProcess } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
 
 export const run = promisify(execFile);
@@ -40,7 +41,11 @@ export async function stopProcess(child: ChildProcess | undefined): Promise<void
   await gone;
 }
 
+/** What a signal to all of the run's processes has unmounted already is no error. */
 export async function unmount(place: string): Promise<void> {
+  const mounts = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n');
+  const isMounted = mounts.some((line) => line.split(' ')[4] === place);
+  if (!isMounted) return;
   await run('umount', [place]).catch(() => run('umount', ['-l', place]));
 }
 

@@ -63,9 +63,8 @@ bool apply_record(PageCache& cache, File& file, std::span<const uint8_t> record,
   first();
   // Shared, it shrinks by cuts only, which are of another epoch: growth is told before the manager's record has it.
   bool grows_only = file.mode.load() == Delegation::shared && file.attributes.epoch == attributes.epoch;
-  uint64_t size = grows_only ? std::max(file.size.load(), attributes.size) : attributes.size;
-  set_record_locked(file, attributes, std::move(extents));
-  file.size.store(size);
+  if (grows_only) attributes.size = std::max(file.size.load(), attributes.size);
+  set_record_locked(file, attributes, std::move(extents));  // the size is read without the lock: it changes once
   file.lock.unlock();
   return true;
 }

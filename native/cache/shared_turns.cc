@@ -125,6 +125,8 @@ Task<int> AtEnd::claim(PageCache& cache, Lane& lane, bool holds_pages) {
     call.holds_pages = holds_pages;
     int error = co_await call;
     file_.lock.lock();
+    // Given to the client that this mount was before a fence; the file forgets its turns after that, under the lock.
+    if (error == 0 && call.life() != cache.control_plane().life()) error = EAGAIN;
     file_.end.ours = error == 0;
     if (error != 0) {
       file_.end.in_use = claimed_ = false;

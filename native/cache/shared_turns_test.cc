@@ -36,6 +36,7 @@ class KeepingPlane final : public extent::ControlPlane {
     call->error = error;
     call->answered();
   }
+  void become_another_client() { life_.fetch_add(1); }
   long count(Kind kind) const { return std::count(asked.begin(), asked.end(), kind); }
 
   std::function<bool(Kind)> keeps;
@@ -209,6 +210,23 @@ TEST_CASE("who claimed the end before a fence, and writes after it, claims it ag
     co_await until(all, [&] { return second == 0; });
     CHECK(all.plane.count(Kind::claim_end) == 2);
     CHECK(all.file->size.load() == 200);
+    co_return 0;
+  });
+}
+
+TEST_CASE("the end that was given to the client before a fence is claimed again") {
+  play([](Fixture& all) -> Task<int> {
+    auto data = bytes(100, 1);
+    int ended = -1;
+    all.plane.keeps = [](Kind kind) { return kind == Kind::claim_end; };
+    write(all, 0, data, ended, true);
+    co_await until_kept(all);
+    all.plane.keeps = nullptr;
+    all.plane.answer();
+    all.plane.become_another_client();  // before the writer has heard of it
+    co_await until(all, [&] { return ended != -1; });
+    CHECK(ended == 0);
+    CHECK(all.plane.count(Kind::claim_end) == 2);
     co_return 0;
   });
 }

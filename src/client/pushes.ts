@@ -212,7 +212,9 @@ export class Pushes implements PushHandlers {
     } finally {
       if (file.handingOver) {
         file.handingOver = false;
-        native.resumeWriters(file.ino);
+        const now = this.parts.held.get(file.ino);
+        // Not those of a file that was renewed after a fence meanwhile: whoever pauses it resumes it.
+        if (now === undefined || now === file) native.resumeWriters(file.ino);
       }
     }
   }
@@ -266,7 +268,9 @@ export class Pushes implements PushHandlers {
     // Whoever writes after the answer has the manager's leave for it: none is half way.
     file.handingOver = true;
     await native.yieldEnd(ino);
+    this.checkHeld(file);
     await native.pauseWriters(ino);
+    this.checkHeld(file);
   }
 
   private async dropKernelPages(file: HeldFile, offset: number, length: number): Promise<void> {

@@ -279,13 +279,15 @@ export class Contents {
     const { clients, delegations, ends, store } = this.parts;
     const writers = delegations.holders(ino).filter(({ row }) => row.mode === 'shared' && row.open === 'write');
     const meant = writers.flatMap(({ client }) => clients.get(client) ?? []);
+    let stands = true;
     let body = async (): Promise<T> => {
       try {
-        const pause = { op: 'pauseWriters', ask: { ino }, deed: `stop writing to inode ${ino}` } as const;
+        const pause = { op: 'pauseWriters', ask: { ino }, deed: `stop writing to inode ${ino}`, stands: () => stands } as const;
         await Promise.all(meant.map((client) => demand(this.parts, client, pause)));
         await ends.published(ino);
         return await change();
       } catch (error) {
+        stands = false; // whoever has not answered yet is not fenced for it
         if (meant.length > 0) await this.tellCut(findFile(store, ino), undefined, { offset: 0, length: 0 });
         throw error;
       }

@@ -1,6 +1,9 @@
 /** Shared files at the manager: who makes them longer, when that is seen, and what a cut waits for before memory is used again. */
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ExtmemError } from '../../../src/base/errors.js';
 import { decodeRecord } from '../../../src/base/file_record.js';
+import { RECALL_TIMEOUT_MS } from '../../../src/base/protocol.js';
 import { until } from '../../until.js';
 import { changed, Cluster, extent, PAGE, type TestAppliance, type TestClient } from './cluster.js';
 
@@ -239,6 +242,18 @@ describe('a cut of a shared file', () => {
     const news = a.pushes.filter(({ op }) => op === 'invalidate').at(-1)?.ask;
     expect(news).toMatchObject({ ino, cut: true, attr: { size: 4 * PAGE } });
   });
+
+  test('that one mount cannot stop for is given up, and who is slow to stop is not fenced for it', async () => {
+    const { ino } = await sharedFile();
+    const slow = held({});
+    a.override.pauseWriters = slow.handler;
+    b.override.pauseWriters = () => Promise.reject(new ExtmemError('EIO', 'its appliance is dead'));
+    const c = await cluster.client('c');
+    await expect(c.ask('setattr', { ino, set: { size: 0 } })).rejects.toEqual(code('EIO'));
+    await sleep(RECALL_TIMEOUT_MS + 500);
+    expect(appliance.fenced).toEqual([]);
+    slow.release();
+  }, 20_000);
 
   test('is refused while how the asker holds the file is changing', async () => {
     const { ino } = await sharedFile();
