@@ -1,16 +1,20 @@
 /**
- * `npm run bench:documents`: writes what the documents say of measurements from bench/results: README's comparison table, and the ladder.
+ * `npm run bench:documents`: writes what the documents say of measurements from bench/results: the comparison table of README, the ladder,
+ * and the hit ratios of ADR 0015.
  * test/gates/figures.test.ts checks that they say just that.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { documentOf, pictureOf, type Ladder } from './path/ladder.js';
+import { evictionTable, type EvictionReport } from './eviction/table.js';
 import { machineName, tableHead, tableLine, type Report } from './report.js';
 import { rows } from './rows/index.js';
 
 const BEGIN = '<!-- figures: npm run bench:documents -->\n';
 const END = '<!-- end of figures -->\n';
+
+const evictionRecord = 'docs/adr/0015-eviction.md';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 const results = join(root, 'bench/results');
@@ -45,8 +49,10 @@ export function committedReports(): Report[] {
 /** What each file must hold, by its path from the root. */
 export function figureDocuments(): Map<string, string> {
   const ladder = JSON.parse(readFileSync(join(results, 'ladder.json'), 'utf8')) as Ladder;
+  const eviction = JSON.parse(readFileSync(join(results, 'eviction.json'), 'utf8')) as EvictionReport;
   return new Map([
     ['README.md', withFigures(readFileSync(join(root, 'README.md'), 'utf8'), comparisonTable(committedReports()))],
+    [evictionRecord, withFigures(readFileSync(join(root, evictionRecord), 'utf8'), evictionTable(eviction))],
     ['docs/ladder.md', documentOf(ladder)],
     ['docs/ladder.svg', pictureOf(ladder)],
   ]);

@@ -79,6 +79,8 @@ fuse::Session::Options to_options(const Napi::Object& object) {
   options.cache.appliance_dirty_bytes = u64_of(object, "applianceDirtyBytes");
   options.cache.pinned_bytes = u64_of(object, "pinLimitBytes");
   options.cache.read_ahead_pages = static_cast<uint32_t>(u64_of(object, "readAheadBytes") / cache::kPageBytes);
+  uint64_t reference_log_fd = u64_of(object, "referenceLogFd");
+  if (reference_log_fd != 0) options.cache.reference_log_fd = static_cast<int>(reference_log_fd);
   auto& fabric = options.fabric;
   fabric.credentials = to_credentials(object);
   std::string transport = string_of(object, "transport");

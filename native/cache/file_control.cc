@@ -208,6 +208,7 @@ Task<int> end_cut(PageCache& cache, Lane& lane, File& file, std::span<const uint
   Cut cut = file.cut;  // ours until it is cleared below
   auto drop_range = [&] {
     if (cut.offset >= cut.end) return;
+    cache.note(Reference::Kind::drop, file, page_of(cut.offset), (cut.end - cut.offset) / kPageBytes);
     file.for_each_page(page_of(cut.offset), page_of(cut.end - 1),
                        [&](uint32_t page, uint32_t frame) { cache.drop_locked(file, page, frame); });
   };

@@ -12,8 +12,11 @@ namespace {
 constexpr uint64_t kHugePageBytes = 2ull << 20;
 }
 
-FramePool::FramePool(uint64_t bytes) {
-  frame_count_ = static_cast<uint32_t>(std::min<uint64_t>(bytes / kPageBytes, UINT32_MAX - 1)) + 1;
+FramePool::FramePool(uint64_t bytes)
+    : frame_count_(static_cast<uint32_t>(std::min<uint64_t>(bytes / kPageBytes, UINT32_MAX - 1)) + 1),
+      frames_(std::make_unique<Frame[]>(frame_count_)),
+      eviction_(frames_.get()),
+      free_count_(frame_count_ - 1) {
   uint64_t mapped = (frame_count_ * kPageBytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   EXTMEM_ASSERT(memory != MAP_FAILED);
@@ -23,8 +26,6 @@ FramePool::FramePool(uint64_t bytes) {
   // limit. Not mlockall: Node gives pages back with MADV_DONTNEED, which locked ones refuse.
   mlock2(memory, mapped, MLOCK_ONFAULT);
   memory_ = static_cast<std::byte*>(memory);
-  frames_ = std::make_unique<Frame[]>(frame_count_);
-  free_count_ = frame_count_ - 1;
 }
 
 FramePool::~FramePool() {
@@ -110,71 +111,20 @@ bool FramePool::unmark_ahead(uint32_t index) {
 
 void FramePool::list(uint32_t index, End end) {
   lock_.lock();
-  Frame& frame = frames_[index];
-  frame.flags.fetch_or(Frame::kListed, std::memory_order_relaxed);
-  push(list_of(frame), index, end);
+  eviction_.insert(index, end);
   lock_.unlock();
 }
 
 void FramePool::unlist(uint32_t index) {
   lock_.lock();
-  Frame& frame = frames_[index];
-  if ((frame.flags.fetch_and(static_cast<uint8_t>(~Frame::kListed)) & Frame::kListed) != 0)
-    remove(list_of(frame), index);
+  eviction_.remove(index);
   lock_.unlock();
 }
 
 void FramePool::cool(uint32_t index) {
   lock_.lock();
-  if ((frames_[index].flags.load(std::memory_order_relaxed) & (Frame::kListed | Frame::kProtected)) == Frame::kListed) {
-    remove(probation_, index);
-    push(probation_, index, End::cold);
-  }
+  eviction_.cool(index);
   lock_.unlock();
-}
-
-/// From the cold end of probation; a referenced page moves to the protected segment instead, whose own cold end comes
-/// back to probation when it holds more than four fifths of what is listed.
-uint32_t FramePool::scan_victim() {
-  for (int scanned = 0; scanned < kScanLimit; ++scanned) {
-    if (probation_.count == 0 || protected_.count > 4 * probation_.count) {
-      uint32_t demoted = protected_.tail;
-      if (demoted == 0) return 0;
-      remove(protected_, demoted);
-      frames_[demoted].flags.fetch_and(static_cast<uint8_t>(~(Frame::kProtected | Frame::kReferenced)));
-      push(probation_, demoted, End::hot);
-    }
-    uint32_t index = probation_.tail;
-    Frame& frame = frames_[index];
-    bool busy = frame.references.load(std::memory_order_relaxed) != 1;
-    if (!busy && (frame.flags.load(std::memory_order_relaxed) & Frame::kReferenced) == 0) return index;
-    remove(probation_, index);
-    if (busy) {
-      push(probation_, index, End::hot);
-    } else {
-      frame.flags.fetch_and(static_cast<uint8_t>(~Frame::kReferenced));
-      frame.flags.fetch_or(Frame::kProtected);
-      push(protected_, index, End::hot);
-    }
-  }
-  return 0;
-}
-
-void FramePool::push(List& list, uint32_t index, End end) {
-  Frame& frame = frames_[index];
-  uint32_t& near = end == End::hot ? list.head : list.tail;
-  frame.next = end == End::hot ? near : 0;
-  frame.previous = end == End::hot ? 0 : near;
-  if (near != 0) (end == End::hot ? frames_[near].previous : frames_[near].next) = index;
-  near = index;
-  if (list.count++ == 0) list.head = list.tail = index;
-}
-
-void FramePool::remove(List& list, uint32_t index) {
-  Frame& frame = frames_[index];
-  (frame.previous != 0 ? frames_[frame.previous].next : list.head) = frame.next;
-  (frame.next != 0 ? frames_[frame.next].previous : list.tail) = frame.previous;
-  --list.count;
 }
 
 }  // namespace extmem::cache

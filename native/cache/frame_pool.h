@@ -1,9 +1,9 @@
-// Page frames: one anonymous mapping (huge pages where the kernel has them), 24 bytes of metadata each, and a segmented
-// LRU of the clean ones. Frame 0 is the zero page and is never handed out.
+// Page frames: one anonymous mapping (huge pages where the kernel has them), 24 bytes of metadata each, and the order
+// in which the clean ones go (eviction.h). Frame 0 is the zero page and is never handed out.
 //
-// Lock order: File::lock before the pool's own. A frame's state, file and page belong to the File's lock; its links to
-// the pool's; references are atomic: the slot that shows the frame holds one, every reader and writer of it another.
-// New references are taken under the File's lock only, so a frame with one reference, seen under that lock, is idle.
+// Lock order: File::lock before the pool's own. References: the slot that shows the frame holds one, every reader and
+// writer of it another. New references are taken under the File's lock only, so a frame with one reference, seen under
+// that lock, is idle.
 #pragma once
 
 #include <atomic>
@@ -11,33 +11,11 @@
 #include <cstdint>
 #include <memory>
 
-#include "base/protocol.h"
 #include "base/spin_lock.h"
-#include "cache/page_state.h"
+#include "cache/eviction.h"
+#include "cache/frame.h"
 
 namespace extmem::cache {
-
-inline constexpr uint64_t kPageBytes = protocol::kPageBytes;
-
-struct Frame {
-  static constexpr uint8_t kReferenced = 1;  ///< asked for again since it was filled: survives one round of eviction
-  static constexpr uint8_t kProtected = 2;   ///< in the protected segment
-  static constexpr uint8_t kAhead = 4;       ///< read ahead and not yet asked for
-  static constexpr uint8_t kListed = 8;      ///< in one of the LRU lists
-  static constexpr uint8_t kStale = 16;      ///< overtaken by a write while it was being filled: not to be believed
-  static constexpr uint8_t kReported = 32;   ///< this content failed to be written back before, and errseq has it
-  static constexpr uint8_t kPinned = 64;     ///< when clean, it is in no list: nothing evicts it
-
-  uint32_t file = 0;  // PageCache's file index
-  uint32_t page = 0;
-  uint32_t next = 0;
-  uint32_t previous = 0;
-  std::atomic<uint16_t> references{0};
-  uint16_t appliance = 0;  // that it is dirty for
-  PageState state = PageState::absent;
-  std::atomic<uint8_t> flags{0};
-};
-static_assert(sizeof(Frame) <= 24);
 
 class FramePool {
  public:
@@ -72,7 +50,7 @@ class FramePool {
   /// It was asked for, or goes. Answers whether it was read ahead, once.
   bool unmark_ahead(uint32_t index);
 
-  enum class End : uint8_t { cold, hot };
+  using End = Eviction::End;
   void list(uint32_t index, End end);
   void unlist(uint32_t index);
   /// It goes next, if it is listed and was not asked for twice.
@@ -87,28 +65,15 @@ class FramePool {
   Victim pick_victim(Keep keep);
 
  private:
-  struct List {
-    uint32_t head = 0;  // hot
-    uint32_t tail = 0;  // cold
-    uint32_t count = 0;
-  };
-  static constexpr int kScanLimit = 128;
   /// So many frames get their memory at once.
   static constexpr uint32_t kPopulateStep = 64;
-  uint32_t scan_victim();
   uint32_t take_untouched();
-  void push(List& list, uint32_t index, End end);
-  void remove(List& list, uint32_t index);
-  List& list_of(const Frame& frame) {
-    return (frame.flags.load(std::memory_order_relaxed) & Frame::kProtected) != 0 ? protected_ : probation_;
-  }
 
   std::byte* memory_;
   uint32_t frame_count_;
   std::unique_ptr<Frame[]> frames_;
-  SpinLock lock_;  // guards lists and the free list
-  List probation_;
-  List protected_;
+  SpinLock lock_;  // guards the three below
+  Eviction eviction_;
   uint32_t free_head_ = 0;
   uint32_t untouched_ = 1;              // frames from here on were never used
   std::atomic<uint32_t> populated_{1};  // frames from here on have no memory yet; written under the lock
@@ -120,7 +85,7 @@ class FramePool {
 template <typename Keep>
 FramePool::Victim FramePool::pick_victim(Keep keep) {
   lock_.lock();
-  uint32_t index = scan_victim();
+  uint32_t index = eviction_.victim();
   Victim victim{index, 0, 0};
   if (index != 0) {
     victim.file = frames_[index].file;

@@ -7,7 +7,9 @@
 namespace extmem::cache {
 
 PageCache::PageCache(const Options& options, fabric::Directory& directory, extent::ControlPlane& control_plane)
-    : options_(options), directory_(directory), control_plane_(control_plane), frames_(options.cache_bytes) {}
+    : options_(options), directory_(directory), control_plane_(control_plane), frames_(options.cache_bytes) {
+  if (options.reference_log_fd >= 0) references_ = std::make_unique<ReferenceLog>(options.reference_log_fd);
+}
 
 PageCache::~PageCache() {
   for (auto& [node, file] : files_) delete file;
@@ -58,6 +60,7 @@ void PageCache::forget_file(uint64_t node) {
     file = found->second;
     files_.erase(found);
   }
+  note(Reference::Kind::drop, *file, 0, Reference::kToTheEnd);
   discard(*file);
   put_file(*file);
 }
@@ -257,6 +260,7 @@ bool PageCache::evict_one(Lane& lane) {
 
 uint32_t PageCache::drop_clean(File& file, uint32_t first, uint32_t last) {
   uint32_t dropped = 0;
+  note(Reference::Kind::drop, file, first, uint64_t{last} + 1 - first);
   file.lock.lock();
   file.for_each_page(first, last, [&](uint32_t page, uint32_t frame) {
     // What is being read just now may be old.

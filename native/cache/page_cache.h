@@ -14,6 +14,7 @@
 #include "base/trace.h"
 #include "cache/file.h"
 #include "cache/frame_pool.h"
+#include "cache/reference_log.h"
 #include "extent/control_plane.h"
 #include "extent/slab_allocator.h"
 #include "fabric/transport.h"
@@ -73,6 +74,7 @@ class PageCache {
     uint64_t pinned_bytes = 64ull << 20;  ///< of the cache, at most so much can be pinned
     uint32_t read_ahead_pages = 1024;
     uint64_t flush_age_ns = 100'000'000;
+    int reference_log_fd = -1;  ///< where requests are noted; -1: nowhere
   };
   PageCache(const Options& options, fabric::Directory& directory, extent::ControlPlane& control_plane);
   ~PageCache();
@@ -122,6 +124,17 @@ class PageCache {
   /// Drops everything, dirty pages too (their data is lost on purpose). Pages in flight stay.
   void discard(File& file);
 
+  /// Of a request, or of what became of pages otherwise (reference_log.h).
+  void note(Reference::Kind kind, const File& file, uint64_t page, uint64_t count) {
+    if (references_ != nullptr) [[unlikely]]
+      references_->note(kind, file.node, page, count);
+  }
+  /// Nobody asks for anything any more.
+  void end_notes() {
+    if (references_ != nullptr) references_->flush();
+  }
+  uint64_t lost_references() const { return references_ == nullptr ? 0 : references_->lost(); }
+
   uint64_t dirty_bytes() const { return dirty_pages_.load(std::memory_order_relaxed) * kPageBytes; }
 
   const Options& options() const { return options_; }
@@ -140,6 +153,7 @@ class PageCache {
   fabric::Directory& directory_;
   extent::ControlPlane& control_plane_;
   FramePool frames_;
+  std::unique_ptr<ReferenceLog> references_;
   extent::SlabAllocator slabs_;
   std::vector<fabric::Appliance*> appliances_by_index_;
   std::atomic<uint64_t> dirty_pages_{0};

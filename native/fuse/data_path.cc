@@ -347,6 +347,8 @@ void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse
   }
   auto& cache = worker.session().cache();
   auto reuse = (in.flags & O_DIRECT) != 0 ? cache::Reuse::ours : cache::Reuse::kernel_keeps;
+  auto kind = reuse == cache::Reuse::ours ? cache::Reference::Kind::direct_read : cache::Reference::Kind::read;
+  cache.note(kind, file, cache::page_of(in.offset), cache::pages_spanned(in.offset, bytes));
   if (cache::may_read_direct(cache, file, in.offset, bytes)) {
     serve_direct_read(worker, ticket, handle, in.offset, bytes, reuse, std::move(buffer));
     return;
@@ -355,6 +357,7 @@ void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse
   PinnedPages pins(cache.frames());
   if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, reuse, pins)) {
     reply_pages(worker, ticket, in.offset, bytes, pins);
+    pins.release();  // read-ahead may take these very frames
   } else {
     serve_miss(worker, ticket, handle, in.offset, bytes, reuse);
   }
@@ -408,6 +411,9 @@ void handle_write(Worker& worker, Request& request) {
   worker.counters.writes.fetch_add(1, std::memory_order_relaxed);
   worker.counters.write_bytes.fetch_add(in.size, std::memory_order_relaxed);
   Handle& handle = handle_of(in.fh);
+  if (handle.file->mode.load(std::memory_order_relaxed) != Delegation::shared)
+    worker.session().cache().note(cache::Reference::Kind::write, *handle.file, cache::page_of(in.offset),
+                                  cache::pages_spanned(in.offset, in.size));
   // What a mapping has dirtied was given before.
   bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && kernel_keeps(handle, in.flags) && in.size > 0;
   bool too_much = kept && give_kernel(worker, handle, in.offset, in.size);

@@ -273,6 +273,7 @@ void Session::stop() {
   if (notifier_ != nullptr) notifier_->stop();
   if (reclaimer_ != nullptr) reclaimer_->stop();
   for (auto& worker : workers_) worker->stop();
+  cache_.end_notes();
 }
 
 void handle_control(Worker& worker, Request& request) { worker.session().take_control_request(worker, request); }
@@ -348,6 +349,7 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
   add("cache.residentBytes", uint64_t{cache_.frames().resident_count()} * cache::kPageBytes);
   add("cache.pinnedBytes", uint64_t{cache_.frames().pinned_count()} * cache::kPageBytes);
   add("cache.pinLimitBytes", options_.cache.pinned_bytes);
+  add("cache.lostReferences", cache_.lost_references());
   add("kernel.limitBytes", options_.memory_limit_bytes);
   add("kernel.pageBytes", kernel_pages_.pages() * cache::kPageBytes);
   add("kernel.droppedBytes", (reclaimer_ == nullptr ? 0 : reclaimer_->dropped_pages()) * cache::kPageBytes);

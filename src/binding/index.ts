@@ -75,6 +75,7 @@ export interface MountOptions {
   faultSeed: number; // not 0: the fault transport, for tests
   faultPlan: string;
   trace: boolean; // record trace points (takeTrace)
+  referenceLogFd: number; // a file to note requests in, closed with the mount; 0: none
 }
 
 /** Handed to TypeScript by a reactor; those with an id must be answered once. */

@@ -22,6 +22,7 @@ const passedToMount: readonly SettingName[] = [
   'memoryLimit',
   'dirty',
   'readAhead',
+  'referenceLog',
   'threads',
   'ioUring',
   'memoryCgroup',

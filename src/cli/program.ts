@@ -10,7 +10,18 @@ import type { ExitCode } from './exit.js';
 import type { SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
-const mountSettings = ['cache', 'memoryLimit', 'dirty', 'readAhead', 'threads', 'ioUring', 'memoryCgroup', 'transport', 'name'] as const;
+const mountSettings = [
+  'cache',
+  'memoryLimit',
+  'dirty',
+  'readAhead',
+  'referenceLog',
+  'threads',
+  'ioUring',
+  'memoryCgroup',
+  'transport',
+  'name',
+] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -30,6 +41,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
         'memoryLimit',
         'dirty',
         'readAhead',
+        'referenceLog',
         'threads',
         'ioUring',
         'memoryCgroup',

@@ -153,6 +153,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
   const mountPoint = await prepareMountPoint(path, { create: call.has('mkdir'), warn: printWarning });
   const left = settings.required('memoryCgroup') === 'leave' ? leaveLimitedMemoryCgroup(printWarning) : undefined;
   const { cacheBytes, memoryLimitBytes } = localMemory(settings);
+  const referenceLog = settings.optional('referenceLog');
   protectFromOom();
   const [{ mountFileSystem }, { metricsOf }] = await Promise.all([import('../fs/mount.js'), import('../fs/mount_control.js')]);
   const mount = await mountFileSystem({
@@ -165,6 +166,7 @@ async function startMount(call: Invocation, path: string): Promise<Running> {
     ...(memoryLimitBytes === undefined ? {} : { memoryLimitBytes }),
     dirtyBytes: settings.optional('dirty') ?? Math.floor(cacheBytes / 4),
     readAheadBytes: settings.required('readAhead'),
+    ...(referenceLog === undefined ? {} : { referenceLog }),
     threads: settings.required('threads'),
     ioUring: settings.required('ioUring'),
     transport: settings.required('transport'),

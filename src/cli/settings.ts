@@ -105,6 +105,12 @@ export const settings = {
   ),
   dirty: setting('--dirty <size>', 'EXTMEM_DIRTY', parseSize, 'of the cache, how much may wait to be written back (default: a quarter)'),
   readAhead: setting('--read-ahead <size>', 'EXTMEM_READ_AHEAD', parseSize, 'largest read-ahead of one stream; 0 for none', '8M'),
+  referenceLog: setting(
+    '--reference-log <file>',
+    'EXTMEM_REFERENCE_LOG',
+    text,
+    'note what is asked of the page cache in this file, 24 bytes a request, for studies of eviction',
+  ),
   threads: setting('--threads <count>', 'EXTMEM_THREADS', count, 'threads that serve the mount; 0: one per CPU, at most 8', '0'),
   ioUring: setting(
     '--io-uring <mode>',

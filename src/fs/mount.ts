@@ -5,7 +5,7 @@
  * Invariants: after `start()` this process never touches a path below the mount point (it would wait for itself); `ended` settles
  * exactly once, after everything is closed.
  */
-import { readFileSync } from 'node:fs';
+import { openSync, readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { constants, hostname } from 'node:os';
 import { ExtmemError, messageOf } from '../base/errors.js';
@@ -59,6 +59,8 @@ export interface MountFileSystemOptions {
   faultSeed?: number;
   faultPlan?: string;
   trace?: boolean;
+  /** A file to note in what is asked of the page cache (native/cache/reference_log.h). What it held is replaced. */
+  referenceLog?: string;
 }
 
 export interface Mount {
@@ -289,7 +291,19 @@ function nativeOptions(options: MountFileSystemOptions, session: ManagerSession)
     faultSeed: options.faultSeed ?? 0,
     faultPlan: options.faultPlan ?? '',
     trace: options.trace ?? false,
+    referenceLogFd: options.referenceLog === undefined ? 0 : openReferenceLog(options.referenceLog),
   };
+}
+
+/** It tells which parts of files are used: for nobody else's eyes. */
+function openReferenceLog(path: string): number {
+  try {
+    return openSync(path, 'w', 0o600);
+  } catch (error) {
+    throw new ExtmemError('EIO', `opening the reference log ${path}: ${messageOf(error)}; name a file that can be written`, {
+      cause: error,
+    });
+  }
 }
 
 /** The same for all processes of one boot of a machine: shared memory reaches from one to the other. */
