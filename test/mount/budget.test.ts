@@ -83,9 +83,9 @@ async function counted(script: string): Promise<Counts> {
 
 const file = (): string => cluster.mount().path('file');
 const touch = (first: number, count: number): string =>
-  `import mmap, os, sys\nfd = os.open(${JSON.stringify(file())}, os.O_RDONLY)\nm = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\n` +
+  `import mmap, os, random, sys\nfd = os.open(${JSON.stringify(file())}, os.O_RDONLY)\nm = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\n` +
   `m.madvise(mmap.MADV_RANDOM)\nprint('ready', flush=True)\nsys.stdin.readline()\n` +
-  `for page in range(${first + count - 1}, ${first - 1}, -1): m[page * ${PAGE}]\nprint('done', flush=True)\nsys.stdin.readline()`;
+  `for page in random.Random(1).sample(range(${first}, ${first + count}), ${count}): m[page * ${PAGE}]\nprint('done', flush=True)\nsys.stdin.readline()`;
 
 /** Our cache has the file's first pages, and the kernel's has none: what is read with O_DIRECT it does not keep. */
 async function holdFile(): Promise<void> {
@@ -137,7 +137,7 @@ testWhereCounted(
   async () => {
     await cluster.evict();
     const missed = await counted(touch(0, PAGES));
-    expect(beyond(missed, exchange)).toBeGreaterThan(PAGES / 4); // to ask the appliance and to receive; read-ahead asks for many at once
+    expect(beyond(missed, exchange)).toBeGreaterThan(PAGES / 2); // to ask the appliance and to receive
     const asked = await counted(
       `import os, sys\nprint('ready', flush=True)\nsys.stdin.readline()\n` +
         `for number in range(${PAGES}): os.path.exists(${JSON.stringify(cluster.mount().mountPoint)} + f'/none-{number}')\n` +
