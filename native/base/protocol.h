@@ -59,6 +59,9 @@ inline constexpr uint32_t kRecallTimeoutMs = 4000;
 /// Largest range that one populate asks for.
 inline constexpr uint32_t kMaxPopulateBytes = 4194304;
 
+/// Chunk of a region that is registered at once for one-sided access over verbs.
+inline constexpr uint32_t kLendBytes = 2097152;
+
 /// Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap.
 inline constexpr uint32_t kPolledBytes = 262144;
 
@@ -78,6 +81,7 @@ enum class Op : uint8_t {
   remove_record = 9,
   shm_descriptor = 10,
   populate = 11,
+  lend = 12,
 };
 
 /// Outcome of a data-plane operation.
@@ -117,7 +121,7 @@ enum class Delegation : uint8_t {
 };
 
 #pragma pack(push, 1)
-/// Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; compare_swap: operand is the expected value and the payload (8 bytes) the new one.
+/// Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; lend: the appliance registers the chunk that offset lies in for one-sided access over this connection; compare_swap: operand is the expected value and the payload (8 bytes) the new one.
 struct RequestHeader {
   uint32_t magic;
   uint8_t op;
@@ -132,7 +136,7 @@ struct RequestHeader {
 };
 static_assert(sizeof(RequestHeader) == 48 && std::is_trivially_copyable_v<RequestHeader>);
 
-/// Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic.
+/// Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic; of lend, the chunk's remote key, its length in pages from bit 32 on, and bit 63: it may be written. The remote address is the offset in the region. One for lend with id 0 tells that a chunk is lent no more: value is the region, epoch the chunk's number.
 struct ReplyHeader {
   uint32_t magic;
   uint8_t op;

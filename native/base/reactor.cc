@@ -71,6 +71,10 @@ void Reactor::run_turn() {
       return;
     }
   }
+  if (prepare_sleep()) {
+    last_progress_ns_ = monotonic_ns();
+    return;
+  }
   // Announce the sleep before the last look at the inbox: a sender either sees the flag or is seen here.
   sleeping_.store(true, std::memory_order_seq_cst);
   if (inbox_.load(std::memory_order_seq_cst) == nullptr && !stopping_.load(std::memory_order_acquire)) {
@@ -82,6 +86,12 @@ void Reactor::run_turn() {
 bool Reactor::run_pollers() {
   bool progress = false;
   for (size_t index = 0; index < pollers_.size(); ++index) progress |= pollers_[index]->poll();
+  return progress;
+}
+
+bool Reactor::prepare_sleep() {
+  bool progress = false;
+  for (size_t index = 0; index < pollers_.size(); ++index) progress |= pollers_[index]->prepare_sleep();
   return progress;
 }
 

@@ -61,6 +61,9 @@ class Message {
 class Poller {
  public:
   virtual bool poll() = 0;
+  /// The reactor is about to sleep: what would not wake it by itself is told to. Answers whether it made progress
+  /// instead.
+  virtual bool prepare_sleep() { return false; }
 
  protected:
   ~Poller() = default;
@@ -132,6 +135,7 @@ class Reactor {
  private:
   void run_turn();
   bool run_pollers();
+  bool prepare_sleep();
   bool run_messages();
   bool run_ready();
   bool run_timers();

@@ -7,6 +7,8 @@
 
 #include <fstream>
 
+#include "base/verbs/device_list.h"
+#include "base/verbs/verbs_library.h"
 #include "binding/convert.h"
 #include "binding/mount_binding.h"
 #include "fuse/mount_point.h"
@@ -19,6 +21,20 @@ void force_unmount(const Napi::CallbackInfo& info) {
   std::string mount_point = info[0].As<Napi::String>().Utf8Value();
   int error = fuse::force_unmount(mount_point);
   if (error != 0) throw errno_error(info.Env(), error, "unmounting " + mount_point);
+}
+
+Napi::Array list_rdma_ports(Napi::Env env) {
+  Napi::Array rows = Napi::Array::New(env);
+  for (const verbs::DeviceInfo& port : verbs::list_devices()) {
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("device", Napi::String::New(env, port.name));
+    row.Set("port", Napi::Number::New(env, port.port));
+    row.Set("state", Napi::String::New(env, port.state));
+    row.Set("mtu", Napi::Number::New(env, port.mtu));
+    row.Set("onDemandPaging", Napi::Boolean::New(env, port.on_demand_paging));
+    rows.Set(rows.Length(), row);
+  }
+  return rows;
 }
 
 Napi::Value probe(const Napi::CallbackInfo& info) {
@@ -38,6 +54,8 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   int memfd = memfd_create("extmem-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   found.Set("memfdSeals", Napi::Boolean::New(env, memfd >= 0));
   if (memfd >= 0) close(memfd);
+  found.Set("rdmaLibraries", Napi::Boolean::New(env, verbs::Library::get() != nullptr));
+  found.Set("rdma", list_rdma_ports(env));
   return found;
 }
 

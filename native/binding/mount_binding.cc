@@ -84,9 +84,10 @@ fuse::Session::Options to_options(const Napi::Object& object) {
   auto& fabric = options.fabric;
   fabric.credentials = to_credentials(object);
   std::string transport = string_of(object, "transport");
-  fabric.transport = transport == "shm"   ? fabric::TransportKind::shm
-                     : transport == "tcp" ? fabric::TransportKind::tcp
-                                          : fabric::TransportKind::automatic;
+  fabric.transport = transport == "shm"     ? fabric::TransportKind::shm
+                     : transport == "tcp"   ? fabric::TransportKind::tcp
+                     : transport == "verbs" ? fabric::TransportKind::verbs
+                                            : fabric::TransportKind::automatic;
   fabric.host_id = string_of(object, "hostId");
   fabric.operation_deadline_ms = u64_of(object, "deadlineMs");
   fabric.fault_seed = u64_of(object, "faultSeed");
@@ -375,7 +376,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
         .directory()
         .put_appliance(string_of(object, "id"), string_of(object, "hostId"), string_of(object, "address"),
                        static_cast<uint16_t>(u64_of(object, "port")), string_of(object, "linkName"),
-                       u64_of(object, "incarnation"));
+                       u64_of(object, "incarnation"), object.Get("verbs").ToBoolean());
   }
 
   void put_region(const Napi::CallbackInfo& info) {

@@ -34,7 +34,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(
         env, "RegionServer",
-        {InstanceAccessor<&RegionServer::port>("port"), InstanceMethod<&RegionServer::create_region>("createRegion"),
+        {InstanceAccessor<&RegionServer::port>("port"), InstanceAccessor<&RegionServer::serves_verbs>("servesVerbs"),
+         InstanceMethod<&RegionServer::create_region>("createRegion"),
          InstanceMethod<&RegionServer::resize_region>("resizeRegion"),
          InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
          InstanceMethod<&RegionServer::punch_region>("punchRegion"),
@@ -87,6 +88,9 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
 
   Napi::Value port(const Napi::CallbackInfo& info) { return from_u64(info.Env(), server(info.Env()).port()); }
+  Napi::Value serves_verbs(const Napi::CallbackInfo& info) {
+    return Napi::Boolean::New(info.Env(), server(info.Env()).serves_verbs());
+  }
 
   void create_region(const Napi::CallbackInfo& info) {
     check(info.Env(), server(info.Env()).create_region(to_u64(info[0]), to_u64(info[1]), info[2].ToBoolean()),

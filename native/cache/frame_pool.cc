@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/resident.h"
+#include "fabric/verbs/local_memory.h"
 
 namespace extmem::cache {
 
@@ -26,10 +27,12 @@ FramePool::FramePool(uint64_t bytes)
   // limit. Not mlockall: Node gives pages back with MADV_DONTNEED, which locked ones refuse.
   mlock2(memory, mapped, MLOCK_ONFAULT);
   memory_ = static_cast<std::byte*>(memory);
+  fabric::announce_memory(memory_, mapped);
 }
 
 FramePool::~FramePool() {
   uint64_t mapped = (frame_count_ * kPageBytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+  fabric::withdraw_memory(memory_);
   munmap(memory_, mapped);
 }
 

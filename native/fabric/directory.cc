@@ -16,7 +16,8 @@ Directory::~Directory() {
 }
 
 Appliance& Directory::put_appliance(const std::string& id, const std::string& host_id, const std::string& address,
-                                    uint16_t port, const std::string& link_name, uint64_t incarnation) {
+                                    uint16_t port, const std::string& link_name, uint64_t incarnation,
+                                    bool serves_verbs) {
   std::lock_guard guard(lock_);
   auto known = std::find_if(appliances_.begin(), appliances_.end(), [&](auto& one) { return one->id == id; });
   if (known == appliances_.end()) {
@@ -38,6 +39,7 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     appliance.port = port;
     appliance.link_name = link_name;
     appliance.incarnation = incarnation;
+    appliance.serves_verbs = serves_verbs;
   }
   if (restarted) {
     for (auto& [region_id, region] : regions_) {

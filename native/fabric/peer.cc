@@ -8,6 +8,7 @@
 #include "base/trace.h"
 #include "fabric/shm/shm_connection.h"
 #include "fabric/tcp/tcp_connection.h"
+#include "fabric/verbs/verbs_connection.h"
 
 namespace extmem::fabric {
 
@@ -23,6 +24,10 @@ constexpr uint64_t kProbeTimeoutNs = 1000 * kMillisecond;
 /// would ask.
 constexpr uint64_t kProbeInterestNs = 60'000 * kMillisecond;
 constexpr uint64_t kIdleBackoffNs = 10'000 * kMillisecond;
+/// When there is a choice: so long is an RDMA connection given, and so long is it left alone after it could not be
+/// made.
+constexpr uint64_t kVerbsTryNs = 1000 * kMillisecond;
+constexpr uint64_t kVerbsRestNs = 30'000 * kMillisecond;
 constexpr uint64_t kRefusalNs = 1000 * kMillisecond;
 constexpr size_t kMaxWaiting = 65536;
 constexpr uint8_t kMaxAttempts = 2;
@@ -217,6 +222,21 @@ bool Peer::may_use_shm(const Place& place) const {
          place.host_id == options_.host_id;
 }
 
+TransportKind Peer::choose(const Place& place, uint64_t now) const {
+  if (!shm_failed_ && may_use_shm(place)) return TransportKind::shm;
+  if (options_.transport != TransportKind::automatic) return options_.transport;
+  const bool verbs = place.serves_verbs && now >= verbs_failed_until_ns_ && VerbsConnection::possible();
+  return verbs ? TransportKind::verbs : TransportKind::tcp;
+}
+
+/// What was being tried is impossible; answers whether there is something else to try.
+bool Peer::try_another(uint64_t now) {
+  if (options_.transport != TransportKind::automatic || trying_ == TransportKind::tcp) return false;
+  if (trying_ == TransportKind::shm) shm_failed_ = true;
+  if (trying_ == TransportKind::verbs) verbs_failed_until_ns_ = now + kVerbsRestNs;
+  return true;
+}
+
 void Peer::connect(uint64_t now) {
   Place place;
   {
@@ -225,38 +245,48 @@ void Peer::connect(uint64_t now) {
              .port = appliance_.port,
              .link_name = appliance_.link_name,
              .host_id = appliance_.host_id,
-             .incarnation = appliance_.incarnation};
+             .incarnation = appliance_.incarnation,
+             .serves_verbs = appliance_.serves_verbs};
   }
   note_state(PeerState::connecting);
-  trying_shm_ = !shm_failed_ && may_use_shm(place);
-  if (open(place, now)) return arm_before(connection_->next_check_ns());
-  if (trying_shm_ && options_.transport == TransportKind::automatic) {
-    trying_shm_ = false;
+  do {
+    trying_ = choose(place, now);
     if (open(place, now)) return arm_before(connection_->next_check_ns());
-  }
+  } while (try_another(now));
   settle_outage(Status::unreachable, false, {});
 }
 
 bool Peer::open(const Place& place, uint64_t now) {
   const ClientHandshake::Link link{
       .index = reactor_.index(), .generation = next_link_generation(), .incarnation = place.incarnation};
-  const uint64_t deadline = now + (down_ ? std::min(kProbeTimeoutNs, attempt_ns_) : attempt_ns_);
+  uint64_t longest = down_ ? std::min(kProbeTimeoutNs, attempt_ns_) : attempt_ns_;
+  const bool optional = trying_ == TransportKind::verbs && options_.transport == TransportKind::automatic;
+  if (optional) longest = std::min(longest, kVerbsTryNs);
+  std::string failure = open_as(trying_, place, link, now + longest);
+  if (failure.empty()) return true;
+  connection_.reset();
+  reason_ = std::move(failure);
+  return false;
+}
+
+/// Empty, or why it is impossible.
+std::string Peer::open_as(TransportKind kind, const Place& place, const ClientHandshake::Link& link,
+                          uint64_t deadline) {
   std::string failure;
-  if (options_.transport == TransportKind::verbs) {
-    failure = "the verbs transport is not available";
-  } else if (trying_shm_) {
+  if (kind == TransportKind::shm) {
     auto fresh = std::make_unique<ShmConnection>(reactor_, *this, options_.credentials, link);
     failure = fresh->open(place.link_name, deadline);
+    connection_ = std::move(fresh);
+  } else if (kind == TransportKind::verbs) {
+    auto fresh = std::make_unique<VerbsConnection>(reactor_, *this, options_.credentials, link);
+    failure = fresh->open({.address = place.address, .port = place.port}, deadline);
     connection_ = std::move(fresh);
   } else {
     auto fresh = std::make_unique<TcpConnection>(reactor_, *this, options_.credentials, link);
     failure = fresh->open({.address = place.address, .port = place.port}, deadline);
     connection_ = std::move(fresh);
   }
-  if (failure.empty()) return true;
-  connection_.reset();
-  reason_ = std::move(failure);
-  return false;
+  return failure;
 }
 
 void Peer::on_connected() {
@@ -305,11 +335,8 @@ void Peer::on_lost(Status status, const std::string& reason) {
     default:
       break;
   }
-  const bool may_try_tcp = trying_shm_ && options_.transport == TransportKind::automatic;
-  if (!was_ready && may_try_tcp) {
-    shm_failed_ = true;
-    return connect(monotonic_ns());
-  }
+  const uint64_t now = monotonic_ns();
+  if (!was_ready && try_another(now)) return connect(now);
   settle_outage(status, was_ready, std::move(unfinished));
 }
 

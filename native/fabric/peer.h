@@ -39,6 +39,7 @@ class Peer final : public WireConnection::Owner, public Timer {
     std::string link_name;
     std::string host_id;
     uint64_t incarnation;
+    bool serves_verbs;
   };
 
   void on_connected() override;
@@ -66,6 +67,9 @@ class Peer final : public WireConnection::Owner, public Timer {
   void connect(uint64_t now);
   bool open(const Place& place, uint64_t now);
   bool may_use_shm(const Place& place) const;
+  TransportKind choose(const Place& place, uint64_t now) const;
+  std::string open_as(TransportKind kind, const Place& place, const ClientHandshake::Link& link, uint64_t deadline);
+  bool try_another(uint64_t now);
   WireConnection::Unfinished retire();
   OperationList give_up();
   void settle_refusal(Status status, WireConnection::Unfinished unfinished);
@@ -95,8 +99,9 @@ class Peer final : public WireConnection::Owner, public Timer {
   FenceWaiter* fence_waiter_ = nullptr;  // the appliance's; made when first needed
   bool awaiting_fence_ = false;          // enlisted, or the message is under way
 
-  bool trying_shm_ = false;
-  bool shm_failed_ = false;  // of this round of connecting: tcp is next
+  TransportKind trying_ = TransportKind::tcp;
+  bool shm_failed_ = false;             // of this round of connecting: the next is tried
+  uint64_t verbs_failed_until_ns_ = 0;  // not tried again before, when there is a choice
   bool connected_before_ = false;
   unsigned timeouts_ = 0;  // in a row
 

@@ -77,7 +77,8 @@ struct Appliance {
   uint16_t port = 0;
   std::string link_name;  ///< abstract unix socket (without the leading NUL); empty: no shm
   uint64_t incarnation = 0;
-  uint32_t index = 0;  ///< position in the Directory
+  bool serves_verbs = false;  ///< as it announces: where there is a choice, RDMA is tried
+  uint32_t index = 0;         ///< position in the Directory
   std::atomic<PeerState> state{PeerState::idle};
   std::atomic<TransportKind> transport{TransportKind::automatic};  ///< in use, once connected
   /// Reactors whose connection was lost with writes on their way that may still land: until each has connected anew,
@@ -85,7 +86,7 @@ struct Appliance {
   std::atomic<uint32_t> links_in_doubt{0};
   std::atomic<uint64_t> dirty_bytes{0};  ///< waiting in our page cache to be written there
   Statistics statistics;
-  /// Guards address, port, link_name, incarnation, which change when it restarts; and fence_waiters.
+  /// Guards address, port, link_name, incarnation, serves_verbs, which change when it restarts; and fence_waiters.
   std::mutex lock;
   std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per reactor that has ever waited
 };
@@ -112,7 +113,7 @@ class Directory {
   ~Directory();
   /// Adds an appliance, or tells where it is now. A new incarnation makes the regions of the old one lost.
   Appliance& put_appliance(const std::string& id, const std::string& host_id, const std::string& address, uint16_t port,
-                           const std::string& link_name, uint64_t incarnation);
+                           const std::string& link_name, uint64_t incarnation, bool serves_verbs = false);
   /// Adds a region, or refreshes its capability. A lost region stays lost to those who hold it;
   /// the id then names a new Region.
   Region& put_region(uint64_t id, uint64_t bytes, Appliance& appliance, const protocol::Capability& capability);

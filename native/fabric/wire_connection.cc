@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -38,6 +39,10 @@ void WireConnection::close() {
   if (state_ == State::closed) return;
   if (state_ == State::ready) reactor_.remove_poller(*this);
   state_ = State::closed;
+  end_stream();
+}
+
+void WireConnection::end_stream() {
   if (!fd_) return;
   reactor_.unwatch(fd_.get(), *this);
   drop_unsent_on_close(fd_.get());
@@ -75,7 +80,7 @@ void WireConnection::check(uint64_t now) {
   if (broken_ != nullptr) return lose(Status::unreachable, broken_);
   if (now >= earliest_deadline_ns_) {
     if (state_ != State::ready) return lose(Status::timed_out, "the handshake was not answered in time");
-    earliest_deadline_ns_ = UINT64_MAX;
+    earliest_deadline_ns_ = earliest_own_deadline_ns();
     for (size_t position = 0; position < order_.size(); ++position) {
       earliest_deadline_ns_ = std::min(earliest_deadline_ns_, slots_[order_.at(position)].deadline_ns);
     }
@@ -124,12 +129,15 @@ void WireConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) 
       break;
   }
   enqueue(slot);
-  last_used_ns_ = operation.started_ns;
-  if (next_heartbeat_ns_ == UINT64_MAX && has_heartbeat()) {
-    heard_ = true;  // silence counts from now on
-    next_heartbeat_ns_ = operation.started_ns + kHeartbeatNs;
-  }
+  note_use(operation.started_ns);
   flush();
+}
+
+void WireConnection::note_use(uint64_t now) {
+  last_used_ns_ = now;
+  if (next_heartbeat_ns_ != UINT64_MAX || !has_heartbeat()) return;
+  heard_ = true;
+  next_heartbeat_ns_ = now + kHeartbeatNs;
 }
 
 WireConnection::Attachment& WireConnection::attach(Region& region, uint64_t deadline_ns) {
@@ -162,6 +170,14 @@ void WireConnection::request_memory(Region& region, uint64_t offset, uint64_t by
   Slot& slot = take_slot(Op::populate, &region, deadline_ns);
   slot.header.offset = offset;
   slot.header.operand = bytes;
+  enqueue(slot);
+  flush();
+}
+
+void WireConnection::request_chunk(Region& region, uint64_t offset, uint64_t deadline_ns) {
+  attach(region, deadline_ns);
+  Slot& slot = take_slot(Op::lend, &region, deadline_ns);
+  slot.header.offset = offset;
   enqueue(slot);
   flush();
 }
@@ -223,9 +239,12 @@ void WireConnection::flush() {
     msghdr message{};
     message.msg_iov = segments.data();
     message.msg_iovlen = gather(segments, bytes);
-    ssize_t sent = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t sent = send_message(message);
     if (sent < 0 && errno == EINTR) continue;
-    if (sent < 0 && errno == EAGAIN) return want_write(true);
+    if (sent < 0 && errno == EAGAIN) {
+      writing_ = true;
+      return watch_writable(true);
+    }
     if (sent < 0) return sever("sending failed");
     account_sent(static_cast<size_t>(sent));
   }
@@ -274,9 +293,17 @@ void WireConnection::account_sent(size_t bytes) {
   }
 }
 
-void WireConnection::want_write(bool wanted) {
-  if (writing_ == wanted) return;
-  writing_ = wanted;
+ssize_t WireConnection::send_message(msghdr& message) {
+  return sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+void WireConnection::resume_writing() {
+  if (!std::exchange(writing_, false)) return;
+  watch_writable(false);
+  flush();
+}
+
+void WireConnection::watch_writable(bool wanted) {
   reactor_.rewatch(fd_.get(), wanted ? EPOLLIN | EPOLLOUT : EPOLLIN, *this);
 }
 
@@ -287,10 +314,7 @@ void WireConnection::on_ready(uint32_t epoll_events) {
   if (broken_ != nullptr) return lose(Status::unreachable, broken_);
   if (state_ == State::connecting) return on_socket_connected();
   if (state_ != State::ready) return receive_handshake();
-  if ((epoll_events & EPOLLOUT) != 0) {
-    want_write(false);
-    flush();
-  }
+  if ((epoll_events & EPOLLOUT) != 0) resume_writing();
   if ((epoll_events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive();
 }
 
@@ -313,16 +337,24 @@ void WireConnection::begin_handshake() {
   send_handshake(&handshake_.hello(), sizeof handshake_.hello());
 }
 
-/// A new socket's buffer takes these few bytes whole.
+/// A new stream takes these few bytes whole.
 void WireConnection::send_handshake(const void* data, size_t bytes) {
-  if (send(fd_.get(), data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) != static_cast<ssize_t>(bytes)) {
+  iovec segment{.iov_base = const_cast<void*>(data), .iov_len = bytes};
+  msghdr message{};
+  message.msg_iov = &segment;
+  message.msg_iovlen = 1;
+  if (send_message(message) != static_cast<ssize_t>(bytes)) {
     sever("the handshake could not be sent");
   }
 }
 
 void WireConnection::receive_handshake() {
   const size_t wanted = state_ == State::hello_sent ? sizeof(protocol::ServerHello) : sizeof(protocol::ReplyHeader);
-  ssize_t got = recv(fd_.get(), in_.get() + in_end_, wanted - in_end_, MSG_DONTWAIT);
+  iovec segment{.iov_base = in_.get() + in_end_, .iov_len = wanted - in_end_};
+  msghdr message{};
+  message.msg_iov = &segment;
+  message.msg_iovlen = 1;
+  ssize_t got = receive_message(message);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (got <= 0) return lose(Status::unreachable, "the connection ended during the handshake");
   in_end_ += static_cast<size_t>(got);

@@ -1,5 +1,5 @@
-// A connection to one appliance over a stream socket, tcp or unix: handshake, framing, operations in flight. On its
-// reactor's thread throughout.
+// A connection to one appliance over a stream: handshake, framing, operations in flight. The stream is a socket, tcp or
+// unix, unless a transport brings its own (verbs). On its reactor's thread throughout.
 //
 // Requests leave straight from the caller's segments and replies arrive straight in them: the reply to the oldest read
 // is expected next, so header and payload of a small read are one system call.
@@ -49,7 +49,7 @@ class WireConnection : public ReadyHandler, public Poller {
   WireConnection(const WireConnection&) = delete;
 
   bool ready() const { return state_ == State::ready; }
-  bool full() const { return busy_ + kReserve > kMaxSlots; }
+  virtual bool full() const { return full(0); }
   /// Nothing has come lately, so that it may be as dead as others have found the appliance.
   bool doubtful() const { return ping_sent_ns_ != 0 || (!heard_ && next_heartbeat_ns_ == UINT64_MAX); }
   uint64_t incarnation() const { return handshake_.hello().incarnation; }
@@ -98,18 +98,43 @@ class WireConnection : public ReadyHandler, public Poller {
     bool polled = false;  // counts as an operation to poll for
   };
 
+  void on_ready(uint32_t epoll_events) override;
+  bool poll() override;
   /// Takes over a socket that is connected or connecting.
   void start(UniqueFd fd, bool connected, uint64_t deadline_ns);
+  // The stream: as sendmsg(2) and recvmsg(2) without waiting, errno included.
+  virtual ssize_t send_message(msghdr& message);
   virtual ssize_t receive_message(msghdr& message);
+  /// Whether on_ready() is to be called when the stream takes more.
+  virtual void watch_writable(bool wanted);
+  virtual void end_stream();
+  virtual std::string describe_end() const { return "the appliance closed the connection"; }
+  /// The earliest deadline of what a transport has in flight beside the requests.
+  virtual uint64_t earliest_own_deadline_ns() const { return UINT64_MAX; }
+  /// The appliance has ended a chunk that it had lent.
+  virtual void on_lend_end(uint64_t /* region */, uint64_t /* number */) {}
+  virtual void on_lend_reply(Region&, uint64_t /* offset */, const protocol::ReplyHeader&) {}
   virtual void on_descriptor_reply(Region&, Status) {}
   virtual void on_populate_reply(Region&) {}
   virtual bool has_heartbeat() const { return true; }
+  size_t busy() const { return busy_; }
+  /// Whether an operation would find no slots, if so many others come to be needed.
+  bool full(size_t reserved) const { return busy_ + kReserve + reserved > kMaxSlots; }
   Attachment& attach(Region& region, uint64_t deadline_ns);
   void request_descriptor(Region& region, uint64_t deadline_ns);
   void request_memory(Region& region, uint64_t offset, uint64_t bytes, uint64_t deadline_ns);
+  void request_chunk(Region& region, uint64_t offset, uint64_t deadline_ns);
   /// Another operation waits for the descriptor that was asked for, and less long.
   void hasten_descriptor(Region& region, uint64_t deadline_ns);
   void flush();
+  /// The stream takes more than it did when it was full.
+  void resume_writing();
+  /// Answers whether anything arrived. After a loss only state_ may be looked at.
+  bool receive();
+  void begin_handshake();
+  void receive_handshake();
+  /// From now on silence counts.
+  void note_use(uint64_t now);
   void lose(Status status, const std::string& reason);
 
   Reactor& reactor_;
@@ -117,6 +142,8 @@ class WireConnection : public ReadyHandler, public Poller {
   UniqueFd fd_;
   State state_ = State::connecting;
   std::unordered_map<Region*, Attachment> attachments_;
+  const char* broken_ = nullptr;
+  uint64_t earliest_deadline_ns_ = UINT64_MAX;  // never later than the earliest
 
  private:
   static constexpr size_t kMaxSlots = 1024;
@@ -148,12 +175,8 @@ class WireConnection : public ReadyHandler, public Poller {
     void add_payload(const Operation& operation, size_t begin, size_t limit);
   };
 
-  void on_ready(uint32_t epoll_events) override;
-  bool poll() override;
   void on_socket_connected();
-  void begin_handshake();
   void send_handshake(const void* data, size_t bytes);
-  void receive_handshake();
   void take_server_hello();
   void take_conclusion();
   Slot& take_slot(Op op, Region* region, uint64_t deadline_ns, uint32_t bytes = 0);
@@ -162,9 +185,6 @@ class WireConnection : public ReadyHandler, public Poller {
   void send_ping(uint64_t now);
   size_t gather(std::array<iovec, kMaxSegments>& segments, size_t& bytes) const;
   void account_sent(size_t bytes);
-  void want_write(bool wanted);
-
-  bool receive();
   void plan_receive(Plan& plan);
   void absorb(const Plan& plan, size_t got);
   void absorb_predicted(const Plan& plan, size_t got);
@@ -181,8 +201,7 @@ class WireConnection : public ReadyHandler, public Poller {
   SlotRing order_;  // in flight, oldest first: replies come in this order
   size_t busy_ = 0;
   uint64_t sequence_ = 0;
-  bool writing_ = false;  // the socket was full
-  const char* broken_ = nullptr;
+  bool writing_ = false;  // the stream was full
 
   std::unique_ptr<uint8_t[]> in_;
   size_t in_begin_ = 0, in_end_ = 0;
@@ -190,7 +209,6 @@ class WireConnection : public ReadyHandler, public Poller {
   size_t payload_done_ = 0;
   protocol::ReplyHeader payload_reply_{};
 
-  uint64_t earliest_deadline_ns_ = UINT64_MAX;  // never later than the earliest
   uint64_t next_heartbeat_ns_ = UINT64_MAX;
   uint64_t last_used_ns_ = 0;
   uint64_t ping_sent_ns_ = 0;  // 0: none outstanding

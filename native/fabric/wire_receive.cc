@@ -20,6 +20,11 @@ constexpr size_t kPredictedBytes = 64 * 1024;
 constexpr size_t kSpillBytes = 16 * 1024;
 constexpr int kMaxTurns = 16;
 
+bool tells_lend_end(const ReplyHeader& reply) {
+  return reply.magic == protocol::kWireMagic && reply.id == 0 && reply.op == static_cast<uint8_t>(Op::lend) &&
+         reply.length == 0;
+}
+
 /// Copies between a buffer and an operation's segments, from `begin` bytes into them.
 template <typename Copy>
 void for_payload(const Operation& operation, size_t begin, size_t bytes, Copy copy) {
@@ -54,7 +59,6 @@ void WireConnection::Plan::add_payload(const Operation& operation, size_t begin,
 
 ssize_t WireConnection::receive_message(msghdr& message) { return recvmsg(fd_.get(), &message, MSG_DONTWAIT); }
 
-/// Answers whether anything arrived. After a loss only state_ may be looked at.
 bool WireConnection::receive() {
   bool progress = false;
   for (int turn = 0; turn < kMaxTurns && state_ == State::ready; ++turn) {
@@ -66,7 +70,7 @@ bool WireConnection::receive() {
     ssize_t got = receive_message(message);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return progress;
     if (got <= 0) {
-      lose(Status::unreachable, got == 0 ? "the appliance closed the connection" : std::strerror(errno));
+      lose(Status::unreachable, got == 0 ? describe_end() : std::strerror(errno));
       return true;
     }
     progress = heard_ = true;
@@ -153,6 +157,10 @@ void WireConnection::parse() {
     ReplyHeader reply;
     std::memcpy(&reply, in_.get() + in_begin_, sizeof reply);
     in_begin_ += sizeof reply;
+    if (tells_lend_end(reply)) {
+      on_lend_end(reply.value, reply.epoch);
+      continue;
+    }
     Slot* slot = match(reply);
     if (slot == nullptr) return;
     if (reply.length > 0) {
@@ -205,6 +213,7 @@ void WireConnection::finish_slot(Slot& slot, const ReplyHeader& reply) {
   const auto op = static_cast<Op>(slot.header.op);
   const auto status = static_cast<Status>(reply.status);
   const uint64_t deadline_ns = slot.deadline_ns;
+  const uint64_t offset = slot.header.offset;
   free_slot(slot);
   if (operation != nullptr) {
     operation->value = reply.value;
@@ -219,6 +228,8 @@ void WireConnection::finish_slot(Slot& slot, const ReplyHeader& reply) {
     on_descriptor_reply(*region, status);
   } else if (op == Op::populate) {
     on_populate_reply(*region);
+  } else if (op == Op::lend) {
+    on_lend_reply(*region, offset, reply);
   }
 }
 

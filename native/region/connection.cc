@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "base/clock.h"
 #include "base/trace.h"
@@ -35,9 +36,8 @@ constexpr uint32_t kWrite = static_cast<uint32_t>(protocol::Right::write);
 
 }  // namespace
 
-Connection::Connection(UniqueFd fd, Kind kind, Service& service)
-    : fd_(std::move(fd)),
-      kind_(kind),
+Connection::Connection(std::unique_ptr<Wire> wire, Service& service)
+    : wire_(std::move(wire)),
       service_(service),
       handshake_(service.cluster_key, service.incarnation),
       accepted_ns_(monotonic_ns()),
@@ -45,33 +45,47 @@ Connection::Connection(UniqueFd fd, Kind kind, Service& service)
       in_capacity_(kStrangerBytes),
       out_(new uint8_t[kStrangerBytes]),
       out_capacity_(kStrangerBytes) {
-  if (kind_ == Kind::local) {
-    ucred peer{};
-    socklen_t bytes = sizeof peer;
-    trusted_neighbour_ =
-        getsockopt(fd_.get(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 && (peer.uid == geteuid() || peer.uid == 0);
-  }
+  int domain = AF_UNSPEC;
+  socklen_t bytes = sizeof domain;
+  if (wire_->socket() < 0 || getsockopt(wire_->socket(), SOL_SOCKET, SO_DOMAIN, &domain, &bytes) != 0) return;
+  ucred peer{};
+  bytes = sizeof peer;
+  trusted_neighbour_ = domain == AF_UNIX && getsockopt(wire_->socket(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 &&
+                       (peer.uid == geteuid() || peer.uid == 0);
 }
 
 Connection::~Connection() {
+  wire_->cut({});
+  for (auto& [id, attached] : attached_) end_lending(attached);
   if (state_ == State::serving) service_.connections.fetch_sub(1, std::memory_order_relaxed);
 }
 
 void Connection::kill(Status reason) {
   std::lock_guard guard(lock_);
   if (state_ == State::closed) return;
-  if (state_ == State::serving) {
-    service_.connections.fetch_sub(1, std::memory_order_relaxed);
-    if (out_begin_ == out_end_ && stream_.left == 0) {
-      ReplyHeader notice{};
-      notice.magic = protocol::kWireMagic;
-      notice.op = static_cast<uint8_t>(Op::ping);
-      notice.status = static_cast<uint8_t>(reason);
-      [[maybe_unused]] auto sent = ::send(fd_.get(), &notice, sizeof notice, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
-  }
+  ReplyHeader notice{};
+  notice.magic = protocol::kWireMagic;
+  notice.op = static_cast<uint8_t>(Op::ping);
+  notice.status = static_cast<uint8_t>(reason);
+  const bool may_speak = state_ == State::serving && out_begin_ == out_end_ && stream_.left == 0;
+  if (state_ == State::serving) service_.connections.fetch_sub(1, std::memory_order_relaxed);
   state_ = State::closed;
-  shutdown(fd_.get(), SHUT_RDWR);  // wakes its serving thread, which closes it
+  // Its serving thread wakes up and closes it.
+  wire_->cut({reinterpret_cast<const uint8_t*>(&notice), may_speak ? sizeof notice : 0});
+}
+
+void Connection::note_ended(uint64_t region, uint64_t number) {
+  std::lock_guard guard(lock_);
+  // Only a hint: where there is no room for it now, the client finds out by itself.
+  if (state_ != State::serving || stream_.left > 0 || out_capacity_ - out_end_ < sizeof(ReplyHeader)) return;
+  ReplyHeader notice{};
+  notice.magic = protocol::kWireMagic;
+  notice.op = static_cast<uint8_t>(Op::lend);
+  notice.status = static_cast<uint8_t>(Status::not_present);
+  notice.epoch = static_cast<uint32_t>(number);
+  notice.value = region;
+  put_output(&notice, sizeof notice);
+  flush();  // what it does not take goes with the next reply
 }
 
 Connection::Wants Connection::advance() {
@@ -83,7 +97,7 @@ Connection::Wants Connection::advance() {
     if (step == Step::close || flushed == Step::close) return Wants::close;
     if (flushed == Step::need_output || blocked_) return Wants::write;
     if (flushed == Step::busy || step == Step::busy) return Wants::retry;
-    if (finishing_) return Wants::close;
+    if (finishing_) return wire_->drained() ? Wants::close : Wants::write;
     if (step == Step::need_output) continue;
     // A receive that left room behind took everything: another one would only be told to wait. Whoever has had its
     // turns comes again, for what it has not received yet keeps its socket ready.
@@ -108,7 +122,7 @@ Connection::Step Connection::receive() {
     in_begin_ = 0;
   }
   const size_t room = in_capacity_ - in_end_;
-  ssize_t got = recv(fd_.get(), in_.get() + in_end_, room, MSG_DONTWAIT);
+  ssize_t got = wire_->receive({in_.get() + in_end_, room});
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return Step::need_input;
   if (got <= 0) return Step::close;
   in_end_ += static_cast<size_t>(got);
@@ -119,16 +133,16 @@ Connection::Step Connection::receive() {
 
 Connection::Step Connection::flush() {
   while (out_begin_ < out_end_) {
-    const int more = stream_.left > 0 ? MSG_MORE : 0;
-    ssize_t sent =
-        ::send(fd_.get(), out_.get() + out_begin_, out_end_ - out_begin_, MSG_NOSIGNAL | MSG_DONTWAIT | more);
+    ssize_t sent = wire_->send({out_.get() + out_begin_, out_end_ - out_begin_}, stream_.left > 0);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0) return errno == EAGAIN ? Step::need_output : Step::close;
     out_begin_ += static_cast<size_t>(sent);
+    if (out_begin_ < out_end_ || stream_.left == 0 || wire_->socket() >= 0) continue;
+    if (const Step step = refill(); step != Step::done) return step;
   }
   out_begin_ = out_end_ = 0;
   while (stream_.left > 0) {
-    auto sent = stream_.region->send(fd_.get(), stream_.offset, stream_.left);
+    auto sent = stream_.region->send(wire_->socket(), stream_.offset, stream_.left);
     if (!sent) return Step::busy;
     if (*sent < 0 && errno == EINTR) continue;
     if (*sent < 0 && errno == EAGAIN) return Step::need_output;
@@ -137,6 +151,19 @@ Connection::Step Connection::flush() {
     stream_.left -= static_cast<uint32_t>(*sent);
   }
   stream_.region.reset();
+  return Step::done;
+}
+
+/// Without a socket the rest of a read goes through the output buffer.
+Connection::Step Connection::refill() {
+  const auto bytes = static_cast<uint32_t>(std::min<size_t>(stream_.left, out_capacity_));
+  out_begin_ = out_end_ = 0;
+  auto outcome = stream_.region->read(stream_.offset, {out_.get(), bytes});
+  if (!outcome) return Step::busy;
+  if (outcome->status != Status::ok) return Step::close;  // gone in the middle of a reply that promised its bytes
+  out_end_ = bytes;
+  stream_.offset += bytes;
+  stream_.left -= bytes;
   return Step::done;
 }
 
@@ -250,6 +277,8 @@ Connection::Step Connection::take_request() {
       return serve_compare_swap(header);
     case Op::shm_descriptor:
       return serve_descriptor(header);
+    case Op::lend:
+      return serve_lend(header);
     case Op::ping:
     case Op::detach:
     case Op::fetch_add:
@@ -307,6 +336,8 @@ Connection::Step Connection::serve_simple(const RequestHeader& header) {
     if (outcome->status == Status::ok) outcome = operate(*attached->region, header);
   } else if (op == Op::detach) {
     last_ = nullptr;
+    auto found = attached_.find(header.region);
+    if (found != attached_.end()) end_lending(found->second);
     attached_.erase(header.region);
   }
   if (!outcome) return Step::busy;
@@ -335,17 +366,52 @@ Status Connection::attach(uint64_t id, const protocol::Capability& capability) {
   if (!region) return Status::not_present;
   if (attached_.size() >= forget_at_) forget_destroyed();
   last_ = nullptr;
-  attached_[id] = {.region = std::move(region), .rights = capability.rights};
+  Attached& attached = attached_[id];
+  // Of the same region with no less a right, what was lent stays: operations on it are under way.
+  if (attached.region != region || (attached.rights & ~capability.rights) != 0) end_lending(attached);
+  attached.region = std::move(region);
+  attached.rights = capability.rights;
   return Status::ok;
+}
+
+void Connection::end_lending(Attached& attached) {
+  for (auto& [number, chunk] : attached.lent) chunk->end();
+  attached.lent.clear();
+}
+
+Connection::Step Connection::serve_lend(const RequestHeader& header) {
+  if (header.length != 0) return begin_payload(header, Status::bad_request);
+  Attached* attached = nullptr;
+  std::optional<Outcome> outcome = Outcome{.status = authorize(header, kRead, attached)};
+  if (outcome->status == Status::ok) outcome = lend(*attached, header.offset);
+  if (!outcome) return Step::busy;
+  consume(sizeof header);
+  return answer(header, *outcome);
+}
+
+std::optional<Outcome> Connection::lend(Attached& attached, uint64_t offset) {
+  if (wire_->lender() == nullptr) return Outcome{.status = Status::bad_request};
+  const bool writable = (attached.rights & kWrite) != 0;
+  const uint64_t number = offset / protocol::kLendBytes;
+  auto before = attached.lent.find(number);
+  if (before != attached.lent.end()) before->second->end();  // it has grown, or may be written now
+  auto loan = attached.region->lend(number, writable, *wire_->lender(), weak_from_this());
+  if (!loan) return std::nullopt;
+  if (loan->outcome.status != Status::ok) return loan->outcome;
+  loan->outcome.value = loan->chunk->key() | loan->bytes / protocol::kPageBytes << 32 | uint64_t{writable} << 63;
+  attached.lent[number] = std::move(loan->chunk);
+  return loan->outcome;
 }
 
 /// Attachments of destroyed regions are dropped now and then, so that the table stays as large as what exists.
 void Connection::forget_destroyed() {
   last_ = nullptr;
-  std::erase_if(attached_, [](auto& entry) {
-    auto outcome = entry.second.region->check_read(0, 0);
-    return outcome && outcome->status == Status::not_present;
-  });
+  for (auto entry = attached_.begin(); entry != attached_.end();) {
+    auto outcome = entry->second.region->check_read(0, 0);
+    const bool gone = outcome && outcome->status == Status::not_present;
+    if (gone) end_lending(entry->second);
+    entry = gone ? attached_.erase(entry) : std::next(entry);
+  }
   forget_at_ = std::max<size_t>(1024, attached_.size() * 2);
 }
 
@@ -407,7 +473,7 @@ bool Connection::send_descriptor(const ReplyHeader& reply, int fd, bool& sent) {
   rights->cmsg_type = SCM_RIGHTS;
   rights->cmsg_len = CMSG_LEN(sizeof fd);
   std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-  ssize_t put = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  ssize_t put = sendmsg(wire_->socket(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   sent = put == sizeof reply;
   return sent || (put < 0 && (errno == EAGAIN || errno == EINTR));
 }
@@ -521,6 +587,6 @@ void Connection::consume(size_t bytes) {
   if (in_begin_ == in_end_) in_begin_ = in_end_ = 0;
 }
 
-void Connection::refuse(const std::string& why) { service_.refusals.report(describe_peer(fd_.get()), why); }
+void Connection::refuse(const std::string& why) { service_.refusals.report(wire_->describe_peer(), why); }
 
 }  // namespace extmem::region

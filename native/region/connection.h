@@ -1,4 +1,5 @@
-// One client connection of the appliance, tcp or unix: handshake, then requests in order, replies in order.
+// One client connection of the appliance, whatever it is served over: handshake, then requests in order, replies in
+// order.
 //
 // Owned and advanced by one serving thread; kill() comes from any thread. Both hold lock_, so that when kill() returns,
 // nothing that the client sent is applied any more.
@@ -16,18 +17,17 @@
 #include <unordered_map>
 #include <vector>
 
-#include "base/socket.h"
 #include "region/handshake.h"
 #include "region/service.h"
+#include "region/wire.h"
 
 namespace extmem::region {
 
-class Connection final : public Killable, public std::enable_shared_from_this<Connection> {
+class Connection final : public Killable, public Borrower, public std::enable_shared_from_this<Connection> {
  public:
-  enum class Kind : uint8_t { tcp, local };
   enum class Wants : uint8_t { read, write, retry, close };
 
-  Connection(UniqueFd fd, Kind kind, Service& service);
+  Connection(std::unique_ptr<Wire> wire, Service& service);
   ~Connection() override;
 
   /// Does what can be done without waiting; says what to wait for. The serving thread.
@@ -37,8 +37,10 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   /// Whether another small operation may follow at once, which is worth polling for.
   bool worth_polling() const { return last_length_ <= protocol::kPolledBytes; }
   void kill(Status reason) override;
+  void note_ended(uint64_t region, uint64_t number) override;
 
-  int fd() const { return fd_.get(); }
+  int fd() const { return wire_->fd(); }
+  bool tells_output() const { return wire_->tells_output(); }
   bool authenticated() const { return state_ == State::serving; }
   uint64_t accepted_ns() const { return accepted_ns_; }
   void report_slow_handshake() { refuse("the handshake was not finished in time"); }
@@ -54,6 +56,7 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   struct Attached {
     std::shared_ptr<Region> region;
     uint32_t rights;
+    std::unordered_map<uint64_t, std::shared_ptr<LentChunk>> lent;  // by number
   };
   /// The rest of a reply that goes from the region straight to the socket.
   struct Stream {
@@ -82,6 +85,10 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   static std::optional<Outcome> operate(Region& region, const protocol::RequestHeader& header);
   Step serve_attach(const protocol::RequestHeader& header);
   Step serve_compare_swap(const protocol::RequestHeader& header);
+  Step serve_lend(const protocol::RequestHeader& header);
+  std::optional<Outcome> lend(Attached& attached, uint64_t offset);
+  static void end_lending(Attached& attached);
+  Step refill();
   Step serve_descriptor(const protocol::RequestHeader& header);
   Step begin_payload(const protocol::RequestHeader& header, Status status);
   Step take_payload();
@@ -99,9 +106,8 @@ class Connection final : public Killable, public std::enable_shared_from_this<Co
   size_t available() const { return in_end_ - in_begin_; }
   void consume(size_t bytes);
 
-  std::mutex lock_;  // all below, except fd_ itself, kind_ and accepted_ns_
-  UniqueFd fd_;
-  const Kind kind_;
+  std::mutex lock_;  // all below, except wire_'s descriptor and accepted_ns_
+  const std::unique_ptr<Wire> wire_;
   Service& service_;
   Handshake handshake_;
   const uint64_t accepted_ns_;

@@ -7,10 +7,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/protocol.h"
 
@@ -267,6 +269,55 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable
   return HandOver{outcome(Status::ok), std::move(fd)};
 }
 
+std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender& lender,
+                                         std::weak_ptr<Borrower> borrower) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  const uint64_t begin = number * protocol::kLendBytes;
+  if (destroyed_) return Loan{.outcome = outcome(Status::not_present), .chunk = nullptr};
+  if (number > kMaxRegionBytes / protocol::kLendBytes || begin >= bytes_)
+    return Loan{.outcome = outcome(Status::out_of_range), .chunk = nullptr};
+  if (thin_) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
+  const uint64_t bytes = std::min<uint64_t>(protocol::kLendBytes, round_to_page(bytes_) - begin);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), static_cast<off_t>(begin));
+  if (memory == MAP_FAILED) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
+  auto chunk = lender.lend({static_cast<std::byte*>(memory), bytes}, begin, writable);
+  munmap(memory, bytes);  // a registration holds the pages by itself
+  if (!chunk) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
+  std::lock_guard guard(lent_lock_);
+  auto& known = lent_[number];
+  std::erase_if(known, [](auto& one) { return one.chunk.expired(); });
+  known.push_back({.chunk = chunk, .borrower = std::move(borrower)});
+  return Loan{.outcome = outcome(Status::ok), .chunk = std::move(chunk), .bytes = bytes};
+}
+
+/// Held exclusively, and before the memory changes hands.
+void Region::end_lending(uint64_t offset, uint64_t bytes) {
+  std::vector<std::pair<uint64_t, Lent>> ending;
+  {
+    std::lock_guard guard(lent_lock_);
+    auto entry = lent_.lower_bound(offset / protocol::kLendBytes);
+    while (entry != lent_.end() && entry->first * protocol::kLendBytes < offset + bytes) {
+      for (auto& one : entry->second) ending.emplace_back(entry->first, std::move(one));
+      entry = lent_.erase(entry);
+    }
+  }
+  for (auto& [number, one] : ending) {
+    auto chunk = one.chunk.lock();
+    if (!chunk) continue;  // its connection ended it before it let go of it
+    chunk->end();
+    if (auto borrower = one.borrower.lock()) borrower->note_ended(id_, number);
+  }
+}
+
+bool Region::is_lent(uint64_t number) {
+  std::lock_guard guard(lent_lock_);
+  auto entry = lent_.find(number);
+  if (entry == lent_.end()) return false;
+  std::erase_if(entry->second, [](auto& one) { return one.chunk.expired(); });
+  return !entry->second.empty();
+}
+
 void Region::revoke(const std::function<bool(uint64_t client)>& meant) {
   {
     // Their connections are dead by now, so none can become a holder after this look.
@@ -280,6 +331,7 @@ void Region::revoke(const std::function<bool(uint64_t client)>& meant) {
 /// The old memfd refuses honest writers first (they come and ask again), is copied, and ends up empty: mappings of it
 /// fault and descriptors of it read short.
 bool Region::move_to_fresh(uint64_t bytes) {
+  end_lending(0, bytes_);
   fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
   UniqueFd fresh = make_memfd(id_, bytes);
   if (!fresh) return false;
@@ -310,6 +362,7 @@ Status Region::resize(uint64_t bytes) {
     done = move_to_fresh(bytes);
     if (!done) destroy_held();
   } else {
+    if (bytes < bytes_) end_lending(bytes, bytes_ - bytes);
     done = ftruncate(fd_.get(), static_cast<off_t>(bytes)) == 0;
     if (done) {
       bytes_ = bytes;
@@ -328,12 +381,43 @@ Status Region::resize(uint64_t bytes) {
 Status Region::punch(uint64_t offset, uint64_t bytes) {
   Exclusive exclusive(*this);
   if (Status status = check_range(offset, bytes); status != Status::ok || bytes == 0) return status;
-  if (fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                static_cast<off_t>(bytes)) != 0) {
-    return Status::not_present;
+  constexpr uint64_t kChunk = protocol::kLendBytes;
+  const uint64_t end = offset + bytes;
+  const uint64_t first_whole = (offset + kChunk - 1) / kChunk * kChunk;
+  const uint64_t last_whole = end == bytes_ ? end : end / kChunk * kChunk;
+  Status status = Status::ok;
+  if (first_whole >= last_whole && offset / kChunk == (end - 1) / kChunk) {
+    status = clear_within_chunk(offset, bytes);
+  } else {
+    if (offset < first_whole) status = clear_within_chunk(offset, first_whole - offset);
+    if (status == Status::ok && first_whole < last_whole) {
+      end_lending(first_whole, last_whole - first_whole);
+      status = free_memory(first_whole, last_whole - first_whole);
+    }
+    if (status == Status::ok && last_whole < end) status = clear_within_chunk(last_whole, end - last_whole);
   }
   if (thin_) recount_thin();
+  return status;
+}
+
+/// Of a chunk that is lent, its memory stays (it is reserved all the same): whoever uses the rest of it would otherwise
+/// lose its connection with each small file that is deleted there.
+Status Region::clear_within_chunk(uint64_t offset, uint64_t bytes) {
+  if (!is_lent(offset / protocol::kLendBytes)) return free_memory(offset, bytes);
+  static const std::array<uint8_t, 64 * 1024> zeros{};
+  for (Status status = Status::ok; bytes > 0;) {
+    const uint64_t piece = std::min<uint64_t>(bytes, zeros.size());
+    if ((status = write_memory(offset, {zeros.data(), piece})) != Status::ok) return status;
+    offset += piece;
+    bytes -= piece;
+  }
   return Status::ok;
+}
+
+Status Region::free_memory(uint64_t offset, uint64_t bytes) {
+  const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  const int done = fallocate(fd_.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+  return done == 0 ? Status::ok : Status::not_present;
 }
 
 void Region::destroy() {
@@ -342,6 +426,7 @@ void Region::destroy() {
 }
 
 void Region::destroy_held() {
+  end_lending(0, bytes_);
   fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
   // Emptied before it is closed: a client that keeps the descriptor would otherwise keep the memory.
   [[maybe_unused]] int cut = ftruncate(fd_.get(), 0);

@@ -4,12 +4,14 @@
 // (fence, resize, destroy) they are told `busy` (nullopt) and come back later, so that a region that moves delays
 // nobody but its own clients.
 //
-// Lock order: hold_, then thin_lock_ or atomics_lock_ or records_lock_ or holders_lock_; never two of the latter.
+// Lock order: hold_, then thin_lock_ or atomics_lock_ or records_lock_ or holders_lock_ or
+// lent_lock_; never two of the latter.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,6 +24,7 @@
 #include "base/socket.h"
 #include "region/memory_account.h"
 #include "region/region_server.h"
+#include "region/wire.h"
 
 namespace extmem::region {
 
@@ -64,6 +67,15 @@ class Region {
   };
   std::optional<HandOver> hand_over(uint64_t client, bool writable);
 
+  /// Has a chunk (kLendBytes, by its number) registered by that lender, which takes memory for it. Not of a thin
+  /// region, whose memory is counted by its writes: bad_request.
+  struct Loan {
+    Outcome outcome;
+    std::shared_ptr<LentChunk> chunk;
+    uint64_t bytes = 0;  // whole pages
+  };
+  std::optional<Loan> lend(uint64_t number, bool writable, Lender& lender, std::weak_ptr<Borrower> borrower);
+
   // The control thread.
   Status resize(uint64_t bytes);
   Status punch(uint64_t offset, uint64_t bytes);
@@ -91,6 +103,10 @@ class Region {
   uint64_t missing_bytes(uint64_t offset, uint64_t bytes) const;
   void recount_thin();
   bool move_to_fresh(uint64_t bytes);
+  void end_lending(uint64_t offset, uint64_t bytes);
+  bool is_lent(uint64_t number);
+  Status clear_within_chunk(uint64_t offset, uint64_t bytes);
+  Status free_memory(uint64_t offset, uint64_t bytes);
   void destroy_held();
 
   const uint64_t id_;
@@ -111,6 +127,14 @@ class Region {
   std::mutex holders_lock_;
   std::set<uint64_t> holders_;  // clients that have a descriptor
   bool grow_sealed_ = false;
+
+  std::mutex lent_lock_;
+  struct Lent {
+    std::weak_ptr<LentChunk> chunk;
+    std::weak_ptr<Borrower> borrower;
+  };
+  /// By number; those that a connection still has. None is ended with the lock held.
+  std::map<uint64_t, std::vector<Lent>> lent_;
 
   mutable std::mutex records_lock_;
   std::unordered_map<uint64_t, std::vector<uint8_t>> records_;

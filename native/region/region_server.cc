@@ -8,6 +8,7 @@
 
 #include "base/socket.h"
 #include "region/service_thread.h"
+#include "region/verbs/verbs_acceptor.h"
 
 namespace extmem::region {
 
@@ -22,6 +23,7 @@ class Server final : public RegionServer {
 
   bool open(const Options& options, std::string& error);
   uint16_t port() const override { return port_; }
+  bool serves_verbs() const override { return serves_verbs_; }
 
   Status create_region(uint64_t id, uint64_t bytes, bool thin) override;
   Status resize_region(uint64_t id, uint64_t bytes) override;
@@ -40,10 +42,12 @@ class Server final : public RegionServer {
  private:
   bool open_tcp(const Options& options, std::string& error);
   bool open_local(const Options& options, std::string& error);
-  void distribute(UniqueFd fd, Connection::Kind kind);
+  void open_verbs(const Options& options);
+  void listen(std::unique_ptr<Acceptor> acceptor);
 
   Service service_;
   uint16_t port_ = 0;
+  bool serves_verbs_ = false;
   std::vector<std::unique_ptr<ServiceThread>> threads_;
   size_t next_thread_ = 0;  // the first serving thread's: it accepts
 };
@@ -68,6 +72,7 @@ bool Server::open(const Options& options, std::string& error) {
   }
   if (!open_tcp(options, error)) return false;
   if (!options.link_name.empty() && !open_local(options, error)) return false;
+  open_verbs(options);
   for (auto& thread : threads_) thread->start();
   return true;
 }
@@ -93,8 +98,7 @@ bool Server::open_tcp(const Options& options, std::string& error) {
   uint16_t port_be;
   std::memcpy(&port_be, reinterpret_cast<char*>(&bound) + sizeof(sa_family_t), sizeof port_be);
   port_ = __builtin_bswap16(port_be);
-  threads_[0]->listen(std::move(fd), Connection::Kind::tcp,
-                      [this](UniqueFd accepted, Connection::Kind kind) { distribute(std::move(accepted), kind); });
+  listen(std::make_unique<SocketAcceptor>(std::move(fd), true));
   return true;
 }
 
@@ -110,13 +114,21 @@ bool Server::open_local(const Options& options, std::string& error) {
         describe_failure("listening on the link " + options.link_name, "is another appliance of that name running?");
     return false;
   }
-  threads_[0]->listen(std::move(fd), Connection::Kind::local,
-                      [this](UniqueFd accepted, Connection::Kind kind) { distribute(std::move(accepted), kind); });
+  listen(std::make_unique<SocketAcceptor>(std::move(fd), false));
   return true;
 }
 
-void Server::distribute(UniqueFd fd, Connection::Kind kind) {
-  threads_[next_thread_++ % threads_.size()]->adopt(std::move(fd), kind);
+/// On tcp's address and port, where an RDMA device has it. Everything goes by tcp otherwise.
+void Server::open_verbs(const Options& options) {
+  auto acceptor = VerbsAcceptor::create(*parse_tcp_address(options.listen_address, port_));
+  serves_verbs_ = acceptor != nullptr;
+  if (acceptor) listen(std::move(acceptor));
+}
+
+void Server::listen(std::unique_ptr<Acceptor> acceptor) {
+  threads_[0]->listen(std::move(acceptor), [this](std::unique_ptr<Wire> accepted) {
+    threads_[next_thread_++ % threads_.size()]->adopt(std::move(accepted));
+  });
 }
 
 Status Server::create_region(uint64_t id, uint64_t bytes, bool thin) {

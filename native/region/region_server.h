@@ -60,6 +60,8 @@ class RegionServer {
   static std::unique_ptr<RegionServer> create(const Options& options, std::string& error);
   virtual ~RegionServer() = default;
   virtual uint16_t port() const = 0;
+  /// Whether RDMA connections are taken on that port too.
+  virtual bool serves_verbs() const = 0;
 
   // All of these may be called from one control thread (the appliance's JavaScript).
   virtual Status create_region(uint64_t id, uint64_t bytes, bool thin) = 0;  ///< no_space, bad_request (id in use)

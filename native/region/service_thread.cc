@@ -25,7 +25,6 @@ constexpr int kTickMs = 100;
 constexpr unsigned kHotTurns = 16;
 constexpr size_t kMaxConnections = 4096;
 constexpr size_t kMaxStrangers = 256;
-constexpr unsigned kServerUserTimeoutMs = 10'000;
 
 }  // namespace
 
@@ -41,11 +40,11 @@ ServiceThread::ServiceThread(Service& service, uint64_t poll_ns)
 
 ServiceThread::~ServiceThread() { stop(); }
 
-void ServiceThread::listen(UniqueFd fd, Connection::Kind kind, Distribute distribute) {
+void ServiceThread::listen(std::unique_ptr<Acceptor> acceptor, Distribute distribute) {
   distribute_ = std::move(distribute);
-  listeners_.push_back(std::make_unique<Listener>(Listener{.fd = std::move(fd), .kind = kind}));
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = listeners_.back().get()}};
-  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, listeners_.back()->fd.get(), &event) == 0);
+  acceptors_.push_back(std::move(acceptor));
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptors_.back().get()}};
+  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, acceptors_.back()->fd(), &event) == 0);
 }
 
 void ServiceThread::start() {
@@ -66,14 +65,13 @@ void ServiceThread::stop() {
   strangers_.clear();
   parked_.clear();
   hot_ = nullptr;
-  listeners_.clear();
+  acceptors_.clear();
   std::lock_guard guard(adopted_lock_);
   adopted_.clear();
 }
 
-void ServiceThread::adopt(UniqueFd fd, Connection::Kind kind) {
-  if (kind == Connection::Kind::tcp) set_tcp_options(fd.get(), kServerUserTimeoutMs);
-  auto connection = std::make_shared<Connection>(std::move(fd), kind, service_);
+void ServiceThread::adopt(std::unique_ptr<Wire> wire) {
+  auto connection = std::make_shared<Connection>(std::move(wire), service_);
   {
     std::lock_guard guard(adopted_lock_);
     adopted_.push_back(std::move(connection));
@@ -126,19 +124,17 @@ void ServiceThread::handle(void* target, uint64_t now) {
     [[maybe_unused]] auto got = read(wake_fd_.get(), &wakes, sizeof wakes);
     return take_adopted();
   }
-  for (auto& listener : listeners_) {
-    if (target != listener.get()) continue;
-    return accept_all(*listener, now);
+  for (auto& acceptor : acceptors_) {
+    if (target == acceptor.get()) return accept_all(*acceptor, now);
   }
   auto* connection = static_cast<Connection*>(target);
   if (connections_.contains(connection)) advance(*connection);
 }
 
-void ServiceThread::accept_all(Listener& listener, uint64_t now) {
+void ServiceThread::accept_all(Acceptor& acceptor, uint64_t now) {
   for (;;) {
-    UniqueFd fd(accept4(listener.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (fd) {
-      distribute_(std::move(fd), listener.kind);
+    if (auto wire = acceptor.accept()) {
+      distribute_(std::move(wire));
       continue;
     }
     if (errno == EINTR || errno == ECONNABORTED) continue;
@@ -150,9 +146,9 @@ void ServiceThread::accept_all(Listener& listener, uint64_t now) {
 /// Out of descriptors or memory: the pending connection stays ready, and asking again at once would spin.
 void ServiceThread::pause_accepting(uint64_t now) {
   accept_again_ns_ = now + kTickMs * kMillisecond;
-  for (auto& listener : listeners_) {
-    epoll_event event{.events = 0, .data = {.ptr = listener.get()}};
-    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, listener->fd.get(), &event);
+  for (auto& acceptor : acceptors_) {
+    epoll_event event{.events = 0, .data = {.ptr = acceptor.get()}};
+    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, acceptor->fd(), &event);
   }
 }
 
@@ -198,6 +194,7 @@ void ServiceThread::note_operation(bool worth_polling) {
 }
 
 void ServiceThread::watch(Connection& connection, uint32_t wanted) {
+  if (wanted == EPOLLOUT && !connection.tells_output()) wanted = EPOLLIN;
   Entry& entry = connections_.at(&connection);
   if (entry.events == wanted) return;
   entry.events = wanted;
@@ -230,9 +227,9 @@ void ServiceThread::drop_overdue(uint64_t now) {
   }
   if (accept_again_ns_ == 0 || now < accept_again_ns_) return;
   accept_again_ns_ = 0;
-  for (auto& listener : listeners_) {
-    epoll_event event{.events = EPOLLIN, .data = {.ptr = listener.get()}};
-    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, listener->fd.get(), &event);
+  for (auto& acceptor : acceptors_) {
+    epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptor.get()}};
+    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, acceptor->fd(), &event);
   }
 }
 

@@ -20,29 +20,25 @@ namespace extmem::region {
 
 class ServiceThread {
  public:
-  /// Where an accepted socket goes: any thread's adopt().
-  using Distribute = std::function<void(UniqueFd fd, Connection::Kind kind)>;
+  /// Where what was accepted goes: any thread's adopt().
+  using Distribute = std::function<void(std::unique_ptr<Wire> wire)>;
 
   ServiceThread(Service& service, uint64_t poll_ns);
   ~ServiceThread();
   /// Before start().
-  void listen(UniqueFd fd, Connection::Kind kind, Distribute distribute);
+  void listen(std::unique_ptr<Acceptor> acceptor, Distribute distribute);
   void start();
   void stop();
   /// Any thread.
-  void adopt(UniqueFd fd, Connection::Kind kind);
+  void adopt(std::unique_ptr<Wire> wire);
 
  private:
-  struct Listener {
-    UniqueFd fd;
-    Connection::Kind kind;
-  };
   void run();
   bool wait(int timeout);
   bool advance_hot();
   int timeout_ms(uint64_t now);
   void handle(void* target, uint64_t now);
-  void accept_all(Listener& listener, uint64_t now);
+  void accept_all(Acceptor& acceptor, uint64_t now);
   void pause_accepting(uint64_t now);
   void take_adopted();
   void advance(Connection& connection);
@@ -54,7 +50,7 @@ class ServiceThread {
 
   Service& service_;
   UniqueFd epoll_fd_, wake_fd_;
-  std::vector<std::unique_ptr<Listener>> listeners_;
+  std::vector<std::unique_ptr<Acceptor>> acceptors_;
   Distribute distribute_;
   std::thread thread_;
   std::atomic<bool> stopping_{false};

@@ -213,6 +213,7 @@ class Member implements Appliance {
   }
 
   private describe(): ApplianceInfo {
+    const server = this.running();
     return {
       id: this.id,
       hostId: readHostId(),
@@ -220,7 +221,8 @@ class Member implements Appliance {
       port: this.port,
       linkName: `extmem/${this.id}/${this.incarnation}`,
       incarnation: this.incarnation,
-      ...this.running().memory(),
+      ...(server.servesVerbs && { verbs: true }),
+      ...server.memory(),
       state: 'up',
     };
   }

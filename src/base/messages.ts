@@ -65,6 +65,7 @@ export const ApplianceInfo = Type.Object({
   address: Type.String(),
   port: Type.Integer({ minimum: 1, maximum: 65535 }),
   linkName: Type.String(),
+  verbs: Type.Optional(Type.Boolean()), // RDMA connections are taken on the same address and port
   incarnation: Id,
   donatedBytes: Bytes,
   reservedBytes: Bytes,

@@ -34,6 +34,8 @@ export const LEASE_MS = 4000;
 export const RECALL_TIMEOUT_MS = 4000;
 /** Largest range that one populate asks for. */
 export const MAX_POPULATE_BYTES = 4194304;
+/** Chunk of a region that is registered at once for one-sided access over verbs. */
+export const LEND_BYTES = 2097152;
 /** Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap. */
 export const POLLED_BYTES = 262144;
 /** Smallest region a mount is provisioned with. */
@@ -52,6 +54,7 @@ export const Op = {
   removeRecord: 9,
   shmDescriptor: 10,
   populate: 11,
+  lend: 12,
 } as const;
 export type Op = (typeof Op)[keyof typeof Op];
 
@@ -95,7 +98,7 @@ export const Delegation = {
 } as const;
 export type Delegation = (typeof Delegation)[keyof typeof Delegation];
 
-/** Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; compare_swap: operand is the expected value and the payload (8 bytes) the new one. */
+/** Client to appliance. For read, length is what is asked for; otherwise it is the payload that follows. fetch_add: operand is the addend; populate: the appliance takes memory for operand bytes from offset on; lend: the appliance registers the chunk that offset lies in for one-sided access over this connection; compare_swap: operand is the expected value and the payload (8 bytes) the new one. */
 export interface RequestHeader {
   magic: number;
   op: number;
@@ -133,7 +136,7 @@ export function decodeRequestHeader(view: DataView, at: number): RequestHeader {
   };
 }
 
-/** Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic. */
+/** Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic; of lend, the chunk's remote key, its length in pages from bit 32 on, and bit 63: it may be written. The remote address is the offset in the region. One for lend with id 0 tells that a chunk is lent no more: value is the region, epoch the chunk's number. */
 export interface ReplyHeader {
   magic: number;
   op: number;

@@ -34,6 +34,7 @@ export interface NativeRegionInfo {
 }
 export interface RegionServer {
   readonly port: number;
+  readonly servesVerbs: boolean; // RDMA connections are taken on the same port
   createRegion(region: number, bytes: number, thin: boolean): void;
   resizeRegion(region: number, bytes: number): void;
   destroyRegion(region: number): void;
@@ -48,7 +49,15 @@ export interface RegionServer {
   close(): void;
 }
 
-export type Transport = 'auto' | 'shm' | 'tcp';
+export type Transport = 'auto' | 'shm' | 'tcp' | 'verbs';
+/** A port of an RDMA device. */
+export interface RdmaPort {
+  device: string;
+  port: number;
+  state: string;
+  mtu: number; // bytes of a packet's payload
+  onDemandPaging: boolean;
+}
 export type NativeMode = 'read' | 'write' | 'shared';
 /** Whether a mount's session goes over io_uring: never; where the kernel has it switched on; or not at all without it. */
 export type IoUring = 'off' | 'auto' | 'on';
@@ -138,7 +147,15 @@ export interface NativeMount {
   /** The mount was fenced and is another client from now on: regions, provisions and files are void at once, and questions under
    *  way are answered EIO. Resolves when nothing goes out in the former client's name any more; what is put before that is lost. */
   rejoin(identity: Pick<MountOptions, 'client' | 'clientGeneration' | 'clientKey'>): Promise<void>;
-  putAppliance(info: { id: string; hostId: string; address: string; port: number; linkName: string; incarnation: number }): void;
+  putAppliance(info: {
+    id: string;
+    hostId: string;
+    address: string;
+    port: number;
+    linkName: string;
+    incarnation: number;
+    verbs: boolean;
+  }): void;
   putRegion(grant: { region: number; bytes: number; appliance: string; capability: Uint8Array }): void;
   loseRegions(regions: number[]): void;
   /** A region (known by putRegion) of this client's own; `used` are [offset, length] pairs that are taken. */
@@ -229,7 +246,15 @@ interface Addon {
   /** Aborts the FUSE connection mounted there (/sys/fs/fuse/connections) and detaches the mount. */
   forceUnmount: (mountPoint: string) => void;
   /** What this machine can do (doctor). */
-  probe: () => { fuseDevice: boolean; fuseMinor: number; ioUring: boolean; ioUringFuse: 'on' | 'off' | 'absent'; memfdSeals: boolean };
+  probe: () => {
+    fuseDevice: boolean;
+    fuseMinor: number;
+    ioUring: boolean;
+    ioUringFuse: 'on' | 'off' | 'absent';
+    memfdSeals: boolean;
+    rdmaLibraries: boolean; // libibverbs and librdmacm can be loaded
+    rdma: RdmaPort[];
+  };
 }
 
 function load(): Addon {

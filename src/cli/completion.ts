@@ -6,7 +6,7 @@ import { printLine } from './output.js';
 import { buildProgram } from './program.js';
 
 const choices: Record<string, string> = {
-  '--transport': 'auto shm tcp',
+  '--transport': 'auto shm tcp verbs',
   '--layout': 'stripe concat',
   '--strategy': 'spread best-fit',
   '--log-level': 'trace debug info warn error silent',

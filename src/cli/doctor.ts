@@ -8,7 +8,7 @@ import { availableParallelism, release } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { messageOf } from '../base/errors.js';
 import { formatSize } from '../base/size.js';
-import type { IoUring } from '../binding/index.js';
+import type { IoUring, RdmaPort, Transport } from '../binding/index.js';
 import { ExitCode } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { printJson, printLine } from './output.js';
@@ -34,13 +34,14 @@ export interface Machine {
   fusermount: boolean;
   fuseConf: string;
   uringParameter: string | undefined; // of the fuse module: 'Y', 'N'
-  infiniband: { device: string; state: string }[];
+  /** Devices that the kernel has, whether or not the libraries to use them are installed. */
+  infiniband: string[];
   meminfo: string;
   limits: string;
   maxMapCount: number;
   shmemHuge: string;
   /** The addon's own probe, or why it cannot be loaded. */
-  probe: { fuseMinor: number; ioUring: boolean; memfdSeals: boolean } | string;
+  probe: { fuseMinor: number; ioUring: boolean; memfdSeals: boolean; rdmaLibraries: boolean; rdma: RdmaPort[] } | string;
 }
 
 async function text(path: string): Promise<string> {
@@ -58,12 +59,6 @@ async function isOnPath(command: string): Promise<boolean> {
     ),
   );
   return found.includes(true);
-}
-
-async function findInfiniband(): Promise<{ device: string; state: string }[]> {
-  const folder = '/sys/class/infiniband';
-  const devices = await readdir(folder).catch(() => []);
-  return Promise.all(devices.map(async (device) => ({ device, state: (await text(join(folder, device, 'ports/1/state'))) || 'unknown' })));
 }
 
 async function probeAddon(): Promise<Machine['probe']> {
@@ -95,7 +90,7 @@ export async function inspectMachine(): Promise<Machine> {
     fusermount: await isOnPath('fusermount3'),
     fuseConf: await text('/etc/fuse.conf'),
     uringParameter: (await text('/sys/module/fuse/parameters/enable_uring')) || undefined,
-    infiniband: await findInfiniband(),
+    infiniband: await readdir('/sys/class/infiniband').catch(() => []),
     meminfo: await text('/proc/meminfo'),
     limits: await text('/proc/self/limits'),
     maxMapCount: Number(await text('/proc/sys/vm/max_map_count')),
@@ -265,9 +260,53 @@ function examineLimits(machine: Machine): Finding[] {
   ];
 }
 
-function examineRdma({ infiniband }: Machine): Finding {
-  if (infiniband.length === 0) return { name: 'RDMA devices', verdict: 'ok', value: 'none; tcp carries the same operations' };
-  return { name: 'RDMA devices', verdict: 'ok', value: infiniband.map(({ device, state }) => `${device} (${state})`).join(', ') };
+/** Locked memory that a mount over verbs needs at least, beside its frames: each connection's buffers, and a chunk or two. */
+const VERBS_LOCKED_BYTES = 64 * 1024 ** 2;
+
+function examineRdma({ infiniband, probe, limits, root }: Machine): Finding {
+  const name = 'RDMA devices';
+  if (infiniband.length === 0) return { name, verdict: 'ok', value: 'none; tcp carries the same operations' };
+  if (typeof probe === 'string' || !probe.rdmaLibraries)
+    return {
+      name,
+      verdict: 'advice',
+      value: `${infiniband.join(', ')}, and libibverbs or librdmacm is missing: verbs would not be used`,
+      advice: 'sudo apt-get install rdma-core ibverbs-providers librdmacm1',
+    };
+  const ports = probe.rdma.map(
+    ({ device, port, state, mtu, onDemandPaging }) =>
+      `${device} port ${port} (${state}, MTU ${mtu}, ${onDemandPaging ? 'with' : 'no'} on-demand paging)`,
+  );
+  const value = ports.join(', ') || `${infiniband.join(', ')}, which cannot be opened`;
+  if (!canUseVerbs(probe))
+    return { name, verdict: 'advice', value: `${value}; none is active: verbs would not be used`, advice: 'rdma link show' };
+  const memlock = limitOf(limits, 'Max locked memory');
+  if (!root && memlock < VERBS_LOCKED_BYTES)
+    return {
+      name,
+      verdict: 'advice',
+      value: `${value}; locked memory is limited to ${showLimit(memlock)}: memory beyond it goes in messages, not one-sided`,
+      advice: `add to /etc/security/limits.conf: ${process.env['USER'] ?? '*'} - memlock unlimited`,
+    };
+  const small = probe.rdma.some(({ state, mtu }) => state === 'active' && mtu < 4096);
+  if (small)
+    return {
+      name,
+      verdict: 'advice',
+      value: `${value}; verbs would be used, with writes of whole pages in messages: a packet does not hold a page`,
+      advice: 'ip link set DEVICE mtu 4200 (or more) on all hosts and switches of that network',
+    };
+  return { name, verdict: 'ok', value: `${value}; verbs would be used` };
+}
+
+function canUseVerbs(probe: Machine['probe']): boolean {
+  return typeof probe !== 'string' && probe.rdmaLibraries && probe.rdma.some(({ state }) => state === 'active');
+}
+
+/** What would be tried first to reach an appliance. */
+export function transportsOf(machine: Machine, transport: Transport): Record<string, string> {
+  if (transport !== 'auto') return { 'every host': transport };
+  return { 'same host': 'shm', 'other hosts': canUseVerbs(machine.probe) ? 'verbs where the appliance serves it, else tcp' : 'tcp' };
 }
 
 export function examine(machine: Machine, options: { cacheBytes: number }): Finding[] {
@@ -289,7 +328,7 @@ export async function runDoctor(call: Invocation): Promise<ExitCode> {
   const transport = call.settings.required('transport');
   const would = {
     session: able ? session : 'none',
-    transport: transport === 'auto' ? { 'same host': 'shm', 'other hosts': 'tcp' } : { 'every host': transport },
+    transport: transportsOf(machine, transport),
   };
   if (call.json) {
     printJson({ able, findings, ...would });

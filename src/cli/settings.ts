@@ -89,7 +89,13 @@ export const settings = {
     count,
     'threads that serve memory over tcp (default: half of the CPUs, at most 4)',
   ),
-  transport: setting('--transport <name>', 'EXTMEM_TRANSPORT', oneOf('auto', 'shm', 'tcp'), 'auto, shm (same host only) or tcp', 'auto'),
+  transport: setting(
+    '--transport <name>',
+    'EXTMEM_TRANSPORT',
+    oneOf('auto', 'shm', 'tcp', 'verbs'),
+    'auto, shm (same host only), tcp or verbs (RDMA)',
+    'auto',
+  ),
   cache: setting(
     '--cache <size>',
     'EXTMEM_CACHE',

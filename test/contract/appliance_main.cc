@@ -78,6 +78,10 @@ class Driver {
       out << refusals_;
     } else if (verb == "connections") {
       out << server_->counters().connections;
+    } else if (verb == "operations") {
+      out << server_->counters().operations;
+    } else if (verb == "serves_verbs") {
+      out << server_->serves_verbs();
     } else if (verb == "cpu") {
       rusage usage{};
       getrusage(RUSAGE_SELF, &usage);

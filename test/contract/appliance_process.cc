@@ -27,6 +27,13 @@ std::string fresh_link_name() {
 
 }  // namespace
 
+bool has_verbs() { return std::getenv("EXTMEM_TEST_VERBS") != nullptr; }
+
+std::string host_address() {
+  const char* address = std::getenv("EXTMEM_TEST_VERBS");
+  return address != nullptr ? address : "127.0.0.1";
+}
+
 ApplianceProcess::ApplianceProcess(const Options& options) : options_(options) {
   if (options_.link_name.empty()) options_.link_name = fresh_link_name();
   int to[2], from[2];
@@ -44,8 +51,9 @@ ApplianceProcess::ApplianceProcess(const Options& options) : options_(options) {
   to_ = to[1];
   from_ = from[0];
   std::ostringstream line;
-  line << "start 127.0.0.1 " << options_.port << ' ' << options_.link_name << ' ' << unsigned{kClusterKeyByte} << ' '
-       << options_.incarnation << ' ' << options_.donated_bytes << ' ' << options_.threads;
+  line << "start " << options_.address << ' ' << options_.port << ' ' << options_.link_name << ' '
+       << unsigned{kClusterKeyByte} << ' ' << options_.incarnation << ' ' << options_.donated_bytes << ' '
+       << options_.threads;
   const std::string answer = command(line.str());
   if (answer.rfind("error", 0) == 0) fail_invariant(__FILE__, __LINE__, answer.c_str());
   port_ = static_cast<uint16_t>(std::stoi(answer));

@@ -10,9 +10,17 @@ namespace extmem::contract {
 
 constexpr uint8_t kClusterKeyByte = 7;
 
+/// Where appliances of the tests listen: the address of an RDMA device, if the environment names one
+/// (EXTMEM_TEST_VERBS), so that the same appliances are reached over verbs; else the loopback, which no such device
+/// has.
+std::string host_address();
+/// Whether the suite runs over verbs too.
+bool has_verbs();
+
 class ApplianceProcess {
  public:
   struct Options {
+    std::string address = host_address();
     uint16_t port = 0;
     std::string link_name{};  // chosen, unless "-" for none
     uint64_t incarnation = 1;

@@ -361,7 +361,7 @@ TEST_CASE("the automatic transport takes shared memory on this host and tcp else
 
   ApplianceProcess other;
   other.command("create 20 65536 0");
-  fabric::Appliance& far = client.directory().put_appliance("far", "another-host", "127.0.0.1", other.port(),
+  fabric::Appliance& far = client.directory().put_appliance("far", "another-host", host_address(), other.port(),
                                                             other.link_name(), other.incarnation());
   CHECK(client.read(client.add_region(far, 20, 65536), 0, page) == Status::ok);
   CHECK(far.transport == fabric::TransportKind::tcp);
@@ -369,7 +369,7 @@ TEST_CASE("the automatic transport takes shared memory on this host and tcp else
   // The link's name cannot be seen from another network namespace: as if nobody listened there.
   ApplianceProcess third({.link_name = "-"});
   third.command("create 30 65536 0");
-  fabric::Appliance& hidden = client.directory().put_appliance("hidden", "this-host", "127.0.0.1", third.port(),
+  fabric::Appliance& hidden = client.directory().put_appliance("hidden", "this-host", host_address(), third.port(),
                                                                "extmem-nobody-listens", third.incarnation());
   CHECK(client.read(client.add_region(hidden, 30, 65536), 0, page) == Status::ok);
   CHECK(hidden.transport == fabric::TransportKind::tcp);

@@ -7,6 +7,7 @@
 #include <array>
 
 #include "base/assert.h"
+#include "contract/appliance_process.h"
 
 namespace extmem::contract {
 
@@ -22,7 +23,7 @@ constexpr int kPollMs = 20;
 }
 
 Proxy::Proxy(uint16_t target_port) : target_port_(target_port) {
-  auto address = parse_tcp_address("127.0.0.1", 0);
+  auto address = parse_tcp_address(host_address(), 0);
   listener_.reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   EXTMEM_ASSERT(bind(listener_.get(), address->raw(), address->bytes) == 0 && listen(listener_.get(), 64) == 0);
   sockaddr_in bound{};
@@ -75,7 +76,7 @@ void Proxy::accept_all() {
     auto link = std::make_unique<Link>();
     link->client.reset(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     link->server.reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    auto address = parse_tcp_address("127.0.0.1", target_port_);
+    auto address = parse_tcp_address(host_address(), target_port_);
     if (connect(link->server.get(), address->raw(), address->bytes) != 0) continue;
     set_tcp_options(link->client.get(), 0);
     set_tcp_options(link->server.get(), 0);

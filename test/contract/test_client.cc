@@ -1,5 +1,8 @@
 #include "contract/test_client.h"
 
+#include <cstdlib>
+#include <utility>
+
 #include "base/assert.h"
 #include "base/clock.h"
 
@@ -64,10 +67,33 @@ protocol::Capability make_capability(const fabric::Credentials& credentials, uin
   return capability;
 }
 
+namespace {
+
+/// EXTMEM_TEST_TRANSPORT leaves only those of one kind: where a machine is there for one of them.
+std::vector<Transport> wanted_of(std::vector<Transport> all) {
+  const char* wanted = std::getenv("EXTMEM_TEST_TRANSPORT");
+  if (wanted == nullptr) return all;
+  std::erase_if(all, [&](const Transport& one) { return std::string(one.name).find(wanted) == std::string::npos; });
+  EXTMEM_ASSERT(!all.empty());
+  return all;
+}
+
+}  // namespace
+
+std::vector<Transport> plain_transports() {
+  std::vector<Transport> all{{"shm", fabric::TransportKind::shm, nullptr},
+                             {"tcp", fabric::TransportKind::tcp, nullptr}};
+  if (has_verbs()) all.push_back({"verbs", fabric::TransportKind::verbs, nullptr});
+  return wanted_of(std::move(all));
+}
+
 std::vector<Transport> all_transports() {
-  return {{"shm", fabric::TransportKind::shm, nullptr},
-          {"tcp", fabric::TransportKind::tcp, nullptr},
-          {"fault(tcp)", fabric::TransportKind::tcp, "delay=0.1:300us,reorder=0.1,cut=0.002"}};
+  constexpr const char* kFaults = "delay=0.1:300us,reorder=0.1,cut=0.002";
+  std::vector<Transport> all = plain_transports();
+  std::vector<Transport> faulty{{"fault(tcp)", fabric::TransportKind::tcp, kFaults}};
+  if (has_verbs()) faulty.push_back({"fault(verbs)", fabric::TransportKind::verbs, kFaults});
+  for (const Transport& one : wanted_of(std::move(faulty))) all.push_back(one);
+  return all;
 }
 
 TestClient::TestClient(const Options& options) : options_(options) {
@@ -105,7 +131,7 @@ void TestClient::close_fabrics() {
 }
 
 fabric::Appliance& TestClient::add_appliance(const ApplianceProcess& process, uint16_t port) {
-  return directory_.put_appliance("appliance-" + process.link_name(), kHost, "127.0.0.1",
+  return directory_.put_appliance("appliance-" + process.link_name(), kHost, host_address(),
                                   port != 0 ? port : process.port(), process.link_name(), process.incarnation());
 }
 

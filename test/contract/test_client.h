@@ -30,6 +30,8 @@ struct Transport {
   fabric::TransportKind kind;
   const char* faults;  // null: none
 };
+/// Without faults.
+std::vector<Transport> plain_transports();
 std::vector<Transport> all_transports();
 
 class TestClient {

@@ -1,6 +1,8 @@
 /** The doctor's findings, from machines made up for the test. */
 import { describe, expect, test } from '@jest/globals';
-import { examine, hasSysResource, inspectMachine, sessionOf, type Finding, type Machine } from '../../../src/cli/doctor.js';
+import { examine, hasSysResource, inspectMachine, sessionOf, transportsOf, type Finding, type Machine } from '../../../src/cli/doctor.js';
+
+const healthyProbe = { fuseMinor: 38, ioUring: true, memfdSeals: true, rdmaLibraries: true, rdma: [] };
 
 const healthy: Machine = {
   root: true,
@@ -17,7 +19,7 @@ const healthy: Machine = {
     'Max locked memory         8388608              8388608              bytes\nMax open files            65536                65536                files\n',
   maxMapCount: 65530,
   shmemHuge: 'always within_size advise [never] deny force',
-  probe: { fuseMinor: 38, ioUring: true, memfdSeals: true },
+  probe: healthyProbe,
 };
 
 function find(machine: Partial<Machine>, name: string): Finding | undefined {
@@ -57,7 +59,7 @@ describe('doctor', () => {
   });
 
   test('io_uring switched on for FUSE but forbidden to programs: how to allow it', () => {
-    const probe = { fuseMinor: 38, ioUring: false, memfdSeals: true };
+    const probe = { ...healthyProbe, ioUring: false };
     expect(find({ uringParameter: 'Y', probe }, 'FUSE over io_uring')).toMatchObject({
       verdict: 'advice',
       advice: expect.stringContaining('io_uring_disabled') as unknown,
@@ -73,12 +75,36 @@ describe('doctor', () => {
     ['Y', true, 'on', 'io_uring'],
     ['N', true, 'on', 'none'],
   ] as const)('parameter %p, io_uring allowed %p, --io-uring=%s: the session is %s', (uringParameter, ioUring, wanted, session) => {
-    const machine: Machine = { ...healthy, uringParameter, probe: { fuseMinor: 38, ioUring, memfdSeals: true } };
+    const machine: Machine = { ...healthy, uringParameter, probe: { ...healthyProbe, ioUring } };
     expect(sessionOf(machine, wanted).session).toBe(session);
   });
 
-  test('RDMA devices are named with their state', () => {
-    expect(find({ infiniband: [{ device: 'rxe0', state: '4: ACTIVE' }] }, 'RDMA devices')?.value).toBe('rxe0 (4: ACTIVE)');
+  const port = { device: 'rxe0', port: 1, state: 'active', mtu: 4096, onDemandPaging: false };
+  const withPort = (changed: Partial<typeof port>): Partial<Machine> => ({
+    infiniband: ['rxe0'],
+    probe: { ...healthyProbe, rdma: [{ ...port, ...changed }] },
+  });
+
+  test('RDMA ports are named with what they can do, and verbs would be used where one is active', () => {
+    expect(find(withPort({}), 'RDMA devices')).toEqual({
+      name: 'RDMA devices',
+      verdict: 'ok',
+      value: 'rxe0 port 1 (active, MTU 4096, no on-demand paging); verbs would be used',
+    });
+    expect(transportsOf({ ...healthy, ...withPort({}) }, 'auto')['other hosts']).toContain('verbs');
+    expect(transportsOf(healthy, 'auto')['other hosts']).toBe('tcp');
+    expect(transportsOf(healthy, 'verbs')).toEqual({ 'every host': 'verbs' });
+  });
+
+  test('an RDMA device that cannot be used well is advice: no port up, no library, small packets, little locked memory', () => {
+    expect(find(withPort({ state: 'down' }), 'RDMA devices')?.value).toContain('would not be used');
+    expect(transportsOf({ ...healthy, ...withPort({ state: 'down' }) }, 'auto')['other hosts']).toBe('tcp');
+    expect(find({ infiniband: ['rxe0'], probe: { ...healthyProbe, rdmaLibraries: false } }, 'RDMA devices')?.advice).toContain(
+      'librdmacm1',
+    );
+    expect(find(withPort({ mtu: 1024 }), 'RDMA devices')?.advice).toContain('mtu 4200');
+    expect(find({ ...withPort({}), root: false }, 'RDMA devices')?.advice).toContain('memlock');
+    expect(find(withPort({}), 'RDMA devices')?.verdict).toBe('ok');
   });
 
   test('low limits are advice, not a failure', () => {
