@@ -336,6 +336,8 @@ void Peer::on_lost(Status status, const std::string& reason) {
       break;
   }
   const uint64_t now = monotonic_ns();
+  // It connects and carries nothing (a network without jumbo frames, say): where there is a choice, not over RDMA then.
+  if (was_ready && status == Status::timed_out && trying_ == TransportKind::verbs) try_another(now);
   if (!was_ready && try_another(now)) return connect(now);
   settle_outage(status, was_ready, std::move(unfinished));
 }

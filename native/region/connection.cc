@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/trace.h"
@@ -55,9 +56,20 @@ Connection::Connection(std::unique_ptr<Wire> wire, Service& service)
 }
 
 Connection::~Connection() {
-  wire_->cut({});
+  end();
   for (auto& [id, attached] : attached_) end_lending(attached);
+}
+
+void Connection::end() {
+  std::lock_guard guard(lock_);
+  if (state_ == State::closed) return;
+  close_locked({});
+}
+
+void Connection::close_locked(std::span<const uint8_t> last_words) {
   if (state_ == State::serving) service_.connections.fetch_sub(1, std::memory_order_relaxed);
+  state_ = State::closed;
+  wire_->cut(last_words);
 }
 
 void Connection::kill(Status reason) {
@@ -68,10 +80,8 @@ void Connection::kill(Status reason) {
   notice.op = static_cast<uint8_t>(Op::ping);
   notice.status = static_cast<uint8_t>(reason);
   const bool may_speak = state_ == State::serving && out_begin_ == out_end_ && stream_.left == 0;
-  if (state_ == State::serving) service_.connections.fetch_sub(1, std::memory_order_relaxed);
-  state_ = State::closed;
   // Its serving thread wakes up and closes it.
-  wire_->cut({reinterpret_cast<const uint8_t*>(&notice), may_speak ? sizeof notice : 0});
+  close_locked({reinterpret_cast<const uint8_t*>(&notice), may_speak ? sizeof notice : 0});
 }
 
 void Connection::note_ended(uint64_t region, uint64_t number) {
@@ -132,13 +142,15 @@ Connection::Step Connection::receive() {
 }
 
 Connection::Step Connection::flush() {
-  while (out_begin_ < out_end_) {
+  const bool by_buffer = wire_->socket() < 0;
+  while (out_begin_ < out_end_ || (by_buffer && stream_.left > 0)) {
+    if (out_begin_ == out_end_) {
+      if (const Step step = refill(); step != Step::done) return step;
+    }
     ssize_t sent = wire_->send({out_.get() + out_begin_, out_end_ - out_begin_}, stream_.left > 0);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0) return errno == EAGAIN ? Step::need_output : Step::close;
     out_begin_ += static_cast<size_t>(sent);
-    if (out_begin_ < out_end_ || stream_.left == 0 || wire_->socket() >= 0) continue;
-    if (const Step step = refill(); step != Step::done) return step;
   }
   out_begin_ = out_end_ = 0;
   while (stream_.left > 0) {
@@ -375,7 +387,10 @@ Status Connection::attach(uint64_t id, const protocol::Capability& capability) {
 }
 
 void Connection::end_lending(Attached& attached) {
-  for (auto& [number, chunk] : attached.lent) chunk->end();
+  for (auto& [number, lent] : attached.lent) {
+    lent.now->end();
+    if (lent.before) lent.before->end();
+  }
   attached.lent.clear();
 }
 
@@ -393,13 +408,14 @@ std::optional<Outcome> Connection::lend(Attached& attached, uint64_t offset) {
   if (wire_->lender() == nullptr) return Outcome{.status = Status::bad_request};
   const bool writable = (attached.rights & kWrite) != 0;
   const uint64_t number = offset / protocol::kLendBytes;
-  auto before = attached.lent.find(number);
-  if (before != attached.lent.end()) before->second->end();  // it has grown, or may be written now
   auto loan = attached.region->lend(number, writable, *wire_->lender(), weak_from_this());
   if (!loan) return std::nullopt;
   if (loan->outcome.status != Status::ok) return loan->outcome;
   loan->outcome.value = loan->chunk->key() | loan->bytes / protocol::kPageBytes << 32 | uint64_t{writable} << 63;
-  attached.lent[number] = std::move(loan->chunk);
+  // The one before, of when it was shorter or not to be written: operations with its key may be under way.
+  Lent& lent = attached.lent[number];
+  if (lent.before) lent.before->end();
+  lent.before = std::exchange(lent.now, std::move(loan->chunk));
   return loan->outcome;
 }
 

@@ -37,6 +37,9 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   /// Whether another small operation may follow at once, which is worth polling for.
   bool worth_polling() const { return last_length_ <= protocol::kPolledBytes; }
   void kill(Status reason) override;
+  /// When it returns, the other side reaches no memory any more. Before the last reference goes: whoever finds none
+  /// left (LinkTable) takes the connection for ended.
+  void end();
   void note_ended(uint64_t region, uint64_t number) override;
 
   int fd() const { return wire_->fd(); }
@@ -53,10 +56,14 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
     closed
   };
   enum class Step : uint8_t { done, need_input, need_output, busy, close };
+  struct Lent {
+    std::shared_ptr<LentChunk> now;
+    std::shared_ptr<LentChunk> before;  // or null
+  };
   struct Attached {
     std::shared_ptr<Region> region;
     uint32_t rights;
-    std::unordered_map<uint64_t, std::shared_ptr<LentChunk>> lent;  // by number
+    std::unordered_map<uint64_t, Lent> lent;  // by number
   };
   /// The rest of a reply that goes from the region straight to the socket.
   struct Stream {
@@ -88,6 +95,7 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   Step serve_lend(const protocol::RequestHeader& header);
   std::optional<Outcome> lend(Attached& attached, uint64_t offset);
   static void end_lending(Attached& attached);
+  void close_locked(std::span<const uint8_t> last_words);
   Step refill();
   Step serve_descriptor(const protocol::RequestHeader& header);
   Step begin_payload(const protocol::RequestHeader& header, Status status);

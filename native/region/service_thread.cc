@@ -23,6 +23,7 @@ constexpr uint64_t kHandshakeNs = protocol::kHandshakeTimeoutMs * kMillisecond;
 constexpr int kParkedMs = 1;
 constexpr int kTickMs = 100;
 constexpr unsigned kHotTurns = 16;
+constexpr int kMaxAccepts = 16;
 constexpr size_t kMaxConnections = 4096;
 constexpr size_t kMaxStrangers = 256;
 
@@ -132,7 +133,8 @@ void ServiceThread::handle(void* target, uint64_t now) {
 }
 
 void ServiceThread::accept_all(Acceptor& acceptor, uint64_t now) {
-  for (;;) {
+  // Whoever waits beyond these keeps the acceptor ready: those who are served have their turn first.
+  for (int turn = 0; turn < kMaxAccepts; ++turn) {
     if (auto wire = acceptor.accept()) {
       distribute_(std::move(wire));
       continue;
@@ -207,6 +209,7 @@ void ServiceThread::remove(Connection& connection) {
   std::erase(strangers_, &connection);
   std::erase(parked_, &connection);
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, connection.fd(), nullptr);
+  connection.end();
   connections_.erase(&connection);
 }
 

@@ -25,7 +25,11 @@ void append_ports(const Library& library, ibv_device* device, std::vector<Device
   ibv_context* context = library.open_device(device);
   if (context == nullptr) return;
   ibv_device_attr_ex attributes{};
-  if (ibv_query_device_ex(context, nullptr, &attributes) == 0) {
+  // What ibv_query_device_ex does, which names a function of the library.
+  const verbs_context* extended = verbs_get_ctx_op(context, query_device_ex);
+  const int failure = extended != nullptr ? extended->query_device_ex(context, nullptr, &attributes, sizeof attributes)
+                                          : library.query_device(context, &attributes.orig_attr);
+  if (failure == 0) {
     const bool paging = (attributes.odp_caps.general_caps & IBV_ODP_SUPPORT) != 0;
     for (unsigned port = 1; port <= attributes.orig_attr.phys_port_cnt; ++port) {
       // The library fills what it had when it was first released, which ends before what was added since.

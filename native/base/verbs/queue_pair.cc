@@ -27,9 +27,9 @@ std::string describe_errno(const char* what) { return std::string(what) + ": " +
 
 void set_nonblocking(int fd) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
-void watch(int epoll_fd, int fd) {
+bool watch(int epoll_fd, int fd) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
-  EXTMEM_ASSERT(epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0);
+  return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 constexpr Greeting kGreeting{
@@ -53,8 +53,7 @@ QueuePair::QueuePair(const Options& options)
       options_(options),
       epoll_fd_(epoll_create1(EPOLL_CLOEXEC)),
       wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  EXTMEM_ASSERT(epoll_fd_ && wake_fd_);
-  watch(epoll_fd_.get(), wake_fd_.get());
+  can_wait_ = epoll_fd_ && wake_fd_ && watch(epoll_fd_.get(), wake_fd_.get());
 }
 
 QueuePair::~QueuePair() {
@@ -62,16 +61,17 @@ QueuePair::~QueuePair() {
   registration_.reset();
   if (queue_ != nullptr) library_.destroy_cq(queue_);
   if (channel_ != nullptr) library_.destroy_comp_channel(channel_);
+  domain_.reset();  // before the id: with the last one of a device that is gone goes the device's context
   if (id_ != nullptr) library_.destroy_id(id_);
   if (events_ != nullptr) library_.destroy_event_channel(events_);
 }
 
 bool QueuePair::make_channel() {
+  if (!can_wait_) return false;  // no descriptors were left
   events_ = library_.create_event_channel();
   if (events_ == nullptr) return false;
   set_nonblocking(events_->fd);
-  watch(epoll_fd_.get(), events_->fd);
-  return true;
+  return watch(epoll_fd_.get(), events_->fd);
 }
 
 std::string QueuePair::connect(const SocketAddress& target, int timeout_ms) {
@@ -94,8 +94,9 @@ std::string QueuePair::accept(rdma_cm_id* id, const rdma_conn_param& asked) {
   }
   if (refusal.empty()) refusal = prepare();
   rdma_conn_param parameters = connection_parameters();
-  parameters.responder_resources = std::min(parameters.responder_resources, asked.initiator_depth);
-  parameters.initiator_depth = std::min(parameters.initiator_depth, asked.responder_resources);
+  // The event tells them as seen from here (rdma_get_cm_event(3)).
+  parameters.responder_resources = std::min(parameters.responder_resources, asked.responder_resources);
+  parameters.initiator_depth = std::min(parameters.initiator_depth, asked.initiator_depth);
   if (refusal.empty() && library_.accept(id_, &parameters) != 0) refusal = describe_errno("accepting");
   if (!refusal.empty()) library_.reject(id_, &kGreeting, sizeof kGreeting);
   return refusal;
@@ -135,7 +136,7 @@ bool QueuePair::make_queues() {
   channel_ = library_.create_comp_channel(id_->verbs);
   if (channel_ == nullptr) return false;
   set_nonblocking(channel_->fd);
-  watch(epoll_fd_.get(), channel_->fd);
+  if (!watch(epoll_fd_.get(), channel_->fd)) return false;
   const auto entries = static_cast<int>(depth + kCredits + kSpare);
   queue_ = library_.create_cq(id_->verbs, std::min(entries, device.max_cqe), nullptr, channel_, 0);
   if (queue_ == nullptr) return false;

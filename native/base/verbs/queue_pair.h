@@ -127,6 +127,7 @@ class QueuePair {
   std::shared_ptr<ProtectionDomain> domain_;
   ibv_comp_channel* channel_ = nullptr;
   ibv_cq* queue_ = nullptr;
+  bool can_wait_ = false;
   bool has_pair_ = false;
   bool established_ = false;
   bool ended_ = false;

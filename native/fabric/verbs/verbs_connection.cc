@@ -130,7 +130,8 @@ bool VerbsConnection::full() const {
 }
 
 void VerbsConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) {
-  const bool one_sided = (operation.op == Op::read || operation.op == Op::write) && operation.bytes > 0;
+  const bool one_sided = (operation.op == Op::read || operation.op == Op::write) && operation.bytes > 0 &&
+                         operation.bytes <= protocol::kMaxIoBytes;
   const bool whole = operation.op != Op::write || TransferPlan::keeps_pages_whole(operation, pair_->path_mtu());
   if (!one_sided || !whole || memory_ == nullptr) return WireConnection::submit(operation, attempt_deadline_ns);
   note_use(operation.started_ns);
@@ -344,13 +345,19 @@ WireConnection::Unfinished VerbsConnection::release() {
   for (; transfer_count_ > 0; --transfer_count_) {
     Transfer& transfer = transfer_at(0);
     if (transfer.polled) reactor_.end_operation();
+    transfer.operation->wire_id = 0;  // to whichever transport is next it means something else
     unfinished.sent.push(*transfer.operation);
     first_transfer_ = (first_transfer_ + 1) % kMaxTransfers;
   }
-  for (auto& [region, lending] : lendings_) {
-    while (!lending.parked.empty()) unfinished.untouched.push(lending.parked.pop());
-  }
-  while (!queued_.empty()) unfinished.untouched.push(queued_.pop());
+  const auto hand_back = [&unfinished](OperationList& list) {
+    while (!list.empty()) {
+      Operation& operation = list.pop();
+      operation.wire_id = 0;
+      unfinished.untouched.push(operation);
+    }
+  };
+  for (auto& [region, lending] : lendings_) hand_back(lending.parked);
+  hand_back(queued_);
   parked_count_ = 0;
   return unfinished;
 }

@@ -16,6 +16,8 @@ namespace extmem::region {
 
 namespace {
 constexpr int kBacklog = 64;
+/// At a time: whoever asks for nothing of use is not to keep those who are served waiting.
+constexpr int kMaxEvents = 16;
 
 /// rdma_cm takes a loopback address for any device's, though nobody reaches that device by it.
 bool is_loopback(const SocketAddress& address) {
@@ -47,7 +49,8 @@ VerbsAcceptor::~VerbsAcceptor() {
 
 std::unique_ptr<Wire> VerbsAcceptor::accept() {
   rdma_cm_event* event = nullptr;
-  while (library_.get_cm_event(events_, &event) == 0) {
+  for (int turn = 0; turn < kMaxEvents; ++turn) {
+    if (library_.get_cm_event(events_, &event) != 0) return nullptr;
     if (event->event != RDMA_CM_EVENT_CONNECT_REQUEST) {
       library_.ack_cm_event(event);
       continue;
@@ -63,6 +66,7 @@ std::unique_ptr<Wire> VerbsAcceptor::accept() {
         .choose_domain = verbs::ProtectionDomain::create, .transfers = 0, .listener = nullptr});
     if (pair->accept(id, asked).empty()) return std::make_unique<VerbsWire>(std::move(pair));
   }
+  errno = EAGAIN;  // what is left keeps it ready
   return nullptr;
 }
 
