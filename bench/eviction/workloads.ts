@@ -5,7 +5,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { MIB, run } from '../targets/target.js';
+import { fill as fillFile, MIB, run } from '../targets/target.js';
 
 export type Caching = 'kernel' | 'short' | 'direct';
 
@@ -31,7 +31,7 @@ const root = fileURLToPath(new URL('../../../', import.meta.url));
 
 async function fill(place: Place, name: string, bytes: number): Promise<string> {
   const file = join(place.folder, name);
-  await run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', `count=${bytes / MIB}`, 'conv=fsync', 'status=none']);
+  await fillFile(file, bytes);
   return file;
 }
 

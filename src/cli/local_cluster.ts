@@ -11,23 +11,11 @@ import { formatExactSize, formatSize } from '../base/size.js';
 import { UsageError } from './exit.js';
 import { detachIfDead, prepareMountPoint } from './mount_point.js';
 import { claimFolder, releaseFolder } from './running.js';
-import { settings as table, type SettingName, type Settings } from './settings.js';
+import { servingSettings, settings as table, type Settings } from './settings.js';
 import { Supervised } from './supervision.js';
 
 const mostMemory = 4 * 1024 ** 3;
 const leastMemoryEach = 64 * 1024 ** 2;
-/** Settings that the mount takes as they are. */
-const passedToMount: readonly SettingName[] = [
-  'cache',
-  'memoryLimit',
-  'dirty',
-  'readAhead',
-  'referenceLog',
-  'threads',
-  'ioUring',
-  'memoryCgroup',
-  'transport',
-];
 
 export interface LocalClusterOptions {
   settings: Settings;
@@ -159,7 +147,7 @@ export class LocalCluster {
   }
 
   private mountArgs(): string[] {
-    return passedToMount.flatMap((name) => {
+    return servingSettings.flatMap((name) => {
       const { text } = this.options.settings.origin(name);
       return text === undefined ? [] : [table[name].flag.split(' ', 1)[0] ?? '', text];
     });

@@ -7,21 +7,10 @@ import { Command } from 'commander';
 import { exitCodeHelp } from './exit.js';
 import { define, type CommandSpec, type Finish, type Invocation } from './invocation.js';
 import type { ExitCode } from './exit.js';
-import type { SettingName } from './settings.js';
+import { servingSettings, type SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
-const mountSettings = [
-  'cache',
-  'memoryLimit',
-  'dirty',
-  'readAhead',
-  'referenceLog',
-  'threads',
-  'ioUring',
-  'memoryCgroup',
-  'transport',
-  'name',
-] as const;
+const mountSettings = [...servingSettings, 'name'] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -32,23 +21,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
       usage: 'up [mount-point]',
       summary: 'run a manager, appliances and a mount on this machine',
       details: 'Ctrl-C or SIGTERM (or `extmem umount`) unmounts and stops everything. The memory of the files goes with it.',
-      settings: [
-        'appliances',
-        'memory',
-        'dir',
-        'managerListen',
-        'cache',
-        'memoryLimit',
-        'dirty',
-        'readAhead',
-        'referenceLog',
-        'threads',
-        'ioUring',
-        'memoryCgroup',
-        'transport',
-        'mountPoint',
-        'logLevel',
-      ],
+      settings: ['appliances', 'memory', 'dir', 'managerListen', ...servingSettings, 'mountPoint', 'logLevel'],
       flags: [detach],
       examples: [
         'extmem up',

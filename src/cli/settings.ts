@@ -147,6 +147,20 @@ export const settings = {
 } as const;
 
 export type SettingName = keyof typeof settings;
+
+/** How a mount serves: `extmem up` passes them to its mount as they are. */
+export const servingSettings = [
+  'cache',
+  'memoryLimit',
+  'dirty',
+  'readAhead',
+  'referenceLog',
+  'threads',
+  'ioUring',
+  'memoryCgroup',
+  'transport',
+] as const satisfies readonly SettingName[];
+
 type ValueOf<Name extends SettingName> = ReturnType<(typeof settings)[Name]['parse']>;
 
 export interface Origin {
