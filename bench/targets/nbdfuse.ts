@@ -1,11 +1,11 @@
 /** nbdkit's memory plugin under nbdfuse, with kernel_cache (without it warm reads go back to the server). */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess } from 'node:child_process';
 import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { freePort } from '../../test/free_port.js';
 import { until } from '../../test/until.js';
-import { fill, run, START_MS, stopProcess, unmount, type Link, type Target } from './target.js';
+import { fill, launch, run, START_MS, stopProcess, unmount, type Link, type Target } from './target.js';
 
 export class NbdFuseTarget implements Target {
   readonly name: string;
@@ -27,10 +27,10 @@ export class NbdFuseTarget implements Target {
     const socket = join(this.home, 'socket');
     const port = await freePort();
     const where = this.link === 'shm' ? ['-U', socket] : ['-i', '127.0.0.1', '-p', String(port)];
-    this.server = spawn('nbdkit', ['-f', ...where, 'memory', String(bytes)], { stdio: ['ignore', 'ignore', 'inherit'] });
+    this.server = await launch('nbdkit', ['-f', ...where, 'memory', String(bytes)], ['ignore', 'ignore', 'inherit']);
     const uri = this.link === 'shm' ? `nbd+unix:///?socket=${socket}` : `nbd://127.0.0.1:${port}`;
     await until('nbdkit is ready', () => run('nbdinfo', ['--size', uri]).then(() => true), START_MS);
-    this.fuse = spawn('nbdfuse', ['-o', 'kernel_cache', this.file, uri], { stdio: ['ignore', 'ignore', 'inherit'] });
+    this.fuse = await launch('nbdfuse', ['-o', 'kernel_cache', this.file, uri], ['ignore', 'ignore', 'inherit']);
     await until('nbdfuse is ready', () => stat(this.file).then(({ size }) => size === bytes), START_MS);
     await fill(this.file, bytes);
   }

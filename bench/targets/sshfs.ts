@@ -1,12 +1,12 @@
 /** sshfs without ssh in between (plain TCP to sftp-server, its fastest form) over a tmpfs. */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { freePort } from '../../test/free_port.js';
 import { until } from '../../test/until.js';
-import { fill, run, START_MS, stopProcess, unmount, type Target } from './target.js';
+import { fill, launch, run, START_MS, stopProcess, Unavailable, unmount, type Target } from './target.js';
 
 const sftpServer = ['/usr/lib/openssh/sftp-server', '/usr/lib/sftp-server', '/usr/libexec/sftp-server'].find((path) => existsSync(path));
 
@@ -24,17 +24,18 @@ export class SshfsTarget implements Target {
   }
 
   async start(bytes: number): Promise<void> {
-    if (sftpServer === undefined) throw new Error('sftp-server is not installed: run scripts/setup --bench');
+    if (sftpServer === undefined) throw new Unavailable('sftp-server is not installed: npm run bench installs it');
     this.home = await mkdtemp(join(tmpdir(), 'sshfs-bench-'));
     const store = join(this.home, 'store');
     await Promise.all([mkdir(store), mkdir(this.folder)]);
     await run('mount', ['-t', 'tmpfs', 'none', store]);
     const port = await freePort();
-    this.server = spawn('socat', [`TCP-LISTEN:${port},bind=127.0.0.1,fork,nodelay,reuseaddr`, `EXEC:${sftpServer}`], { stdio: 'ignore' });
+    const listen = `TCP-LISTEN:${port},bind=127.0.0.1,fork,nodelay,reuseaddr`;
+    this.server = await launch('socat', [listen, `EXEC:${sftpServer}`], 'ignore');
     const options = `directport=${port},kernel_cache,auto_cache,max_conns=2`;
     const isMounted = async (): Promise<boolean> => {
       if (this.fuse !== undefined && this.fuse.exitCode === null) return run('mountpoint', ['-q', this.folder]).then(() => true);
-      this.fuse = spawn('sshfs', ['-f', '-o', options, `localhost:${store}`, this.folder], { stdio: 'ignore' });
+      this.fuse = await launch('sshfs', ['-f', '-o', options, `localhost:${store}`, this.folder], 'ignore');
       return false;
     };
     await until('sshfs is ready', isMounted, START_MS);

@@ -1,5 +1,6 @@
 /** What is measured: a file system of ours or of a peer, each at its best, started and stopped by the benchmark itself. */
-import { execFile, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
 
@@ -32,6 +33,16 @@ export interface Target {
   /** Its own cache, not the kernel's, holds so many bytes from the file's beginning. Absent where there is none. */
   hold?(bytes: number): Promise<void>;
   stop(): Promise<void>;
+}
+
+/** Starts a program that a peer is made of.
+ * @throws Unavailable if this machine lacks it */
+export async function launch(program: string, parameters: readonly string[], stdio: StdioOptions): Promise<ChildProcess> {
+  const child = spawn(program, parameters, { stdio });
+  await once(child, 'spawn').catch((error: unknown) => {
+    throw new Unavailable(`cannot start ${program} (${String(error)}): npm run bench installs it`);
+  });
+  return child;
 }
 
 export async function stopProcess(child: ChildProcess | undefined): Promise<void> {
