@@ -14,11 +14,14 @@ import type { ClientOperations, Manager } from './manager.js';
 /** After so long, what was done is sent although nobody asked for anything. */
 const AGE_MS = 50;
 const BATCH_OPERATIONS = 512;
-/** Beyond that many the manager does not keep up: whoever wants to do more waits for it. */
+/** Beyond that many, or when the oldest waits for so long, the manager does not keep up: whoever wants to do more waits for it. So
+ *  what is asked of it behind them is answered in time. */
 const MAX_UNANSWERED = 16_384;
+const MAX_LAG_MS = 1000;
 
 interface Batch {
   sequence: number;
+  sentMs: number;
   operations: NameOperation[];
 }
 
@@ -48,7 +51,8 @@ export class NameJournal implements Manager {
 
   /** Whether something may be done here without the manager. */
   get isOpen(): boolean {
-    return this.alive && this.unsettled < MAX_UNANSWERED;
+    const waitsSinceMs = this.unanswered[0]?.sentMs ?? Infinity;
+    return this.alive && this.unsettled < MAX_UNANSWERED && performance.now() - waitsSinceMs < MAX_LAG_MS;
   }
 
   leaseLeftMs(): number {
@@ -124,7 +128,7 @@ export class NameJournal implements Manager {
   private close(): Batch {
     clearTimeout(this.timer);
     this.timer = undefined;
-    const batch = { sequence: ++this.sequence, operations: this.gathered };
+    const batch = { sequence: ++this.sequence, sentMs: performance.now(), operations: this.gathered };
     this.gathered = [];
     this.unanswered.push(batch);
     this.unansweredOperations += batch.operations.length;
@@ -134,6 +138,7 @@ export class NameJournal implements Manager {
   }
 
   private async ship(batch: Batch): Promise<void> {
+    batch.sentMs = performance.now();
     try {
       const { failed } = await this.session.ask('names', batch);
       const codes = new Map(failed.map(({ index, code }) => [index, code]));
