@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <iterator>
 #include <utility>
 
 #include "base/clock.h"
@@ -55,10 +54,7 @@ Connection::Connection(std::unique_ptr<Wire> wire, Service& service)
                        (peer.uid == geteuid() || peer.uid == 0);
 }
 
-Connection::~Connection() {
-  end();
-  for (auto& [id, attached] : attached_) end_lending(attached);
-}
+Connection::~Connection() { end(); }
 
 void Connection::end() {
   std::lock_guard guard(lock_);
@@ -303,15 +299,15 @@ Connection::Step Connection::take_request() {
 
 Connection::Step Connection::serve_read(const RequestHeader& header) {
   trace::mark(trace::Point::region_serve, header.offset);
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   Status status = authorize(header, kRead, attached);
   if (status == Status::ok && header.length > protocol::kMaxIoBytes) status = Status::bad_request;
   std::optional<Outcome> outcome = Outcome{.status = status};
   const bool copied = header.length <= kInlineReadBytes;
   if (status == Status::ok && copied) {
-    outcome = attached->region->read(header.offset, {out_.get() + out_end_ + sizeof(ReplyHeader), header.length});
+    outcome = attached->region()->read(header.offset, {out_.get() + out_end_ + sizeof(ReplyHeader), header.length});
   } else if (status == Status::ok) {
-    outcome = attached->region->check_read(header.offset, header.length);
+    outcome = attached->region()->check_read(header.offset, header.length);
   }
   if (!outcome) return Step::busy;
   consume(sizeof header);
@@ -321,7 +317,7 @@ Connection::Step Connection::serve_read(const RequestHeader& header) {
   if (copied) {
     out_end_ += header.length;
   } else {
-    stream_ = {.region = attached->region, .offset = header.offset, .left = header.length};
+    stream_ = {.region = attached->region(), .offset = header.offset, .left = header.length};
   }
   return Step::done;
 }
@@ -340,17 +336,14 @@ std::optional<Outcome> Connection::operate(Region& region, const RequestHeader& 
 
 Connection::Step Connection::serve_simple(const RequestHeader& header) {
   if (header.length != 0) return begin_payload(header, Status::bad_request);
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   std::optional<Outcome> outcome = Outcome{};
   const auto op = static_cast<Op>(header.op);
   if (op == Op::fetch_add || op == Op::remove_record || op == Op::populate) {
     outcome->status = authorize(header, op == Op::fetch_add ? kRead | kWrite : kWrite, attached);
-    if (outcome->status == Status::ok) outcome = operate(*attached->region, header);
+    if (outcome->status == Status::ok) outcome = operate(*attached->region(), header);
   } else if (op == Op::detach) {
-    last_ = nullptr;
-    auto found = attached_.find(header.region);
-    if (found != attached_.end()) end_lending(found->second);
-    attached_.erase(header.region);
+    attachments_.remove(header.region);
   }
   if (!outcome) return Step::busy;
   consume(sizeof header);
@@ -376,59 +369,18 @@ Status Connection::attach(uint64_t id, const protocol::Capability& capability) {
   }
   auto region = service_.regions.find(id);
   if (!region) return Status::not_present;
-  if (attached_.size() >= forget_at_) forget_destroyed();
-  last_ = nullptr;
-  Attached& attached = attached_[id];
-  // Of the same region with no less a right, what was lent stays: operations on it are under way.
-  if (attached.region != region || (attached.rights & ~capability.rights) != 0) end_lending(attached);
-  attached.region = std::move(region);
-  attached.rights = capability.rights;
+  attachments_.put(id, std::move(region), capability.rights);
   return Status::ok;
-}
-
-void Connection::end_lending(Attached& attached) {
-  for (auto& [number, lent] : attached.lent) {
-    lent.now->end();
-    if (lent.before) lent.before->end();
-  }
-  attached.lent.clear();
 }
 
 Connection::Step Connection::serve_lend(const RequestHeader& header) {
   if (header.length != 0) return begin_payload(header, Status::bad_request);
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   std::optional<Outcome> outcome = Outcome{.status = authorize(header, kRead, attached)};
-  if (outcome->status == Status::ok) outcome = lend(*attached, header.offset);
+  if (outcome->status == Status::ok) outcome = attached->lend(header.offset, wire_->lender(), weak_from_this());
   if (!outcome) return Step::busy;
   consume(sizeof header);
   return answer(header, *outcome);
-}
-
-std::optional<Outcome> Connection::lend(Attached& attached, uint64_t offset) {
-  if (wire_->lender() == nullptr) return Outcome{.status = Status::bad_request};
-  const bool writable = (attached.rights & kWrite) != 0;
-  const uint64_t number = offset / protocol::kLendBytes;
-  auto loan = attached.region->lend(number, writable, *wire_->lender(), weak_from_this());
-  if (!loan) return std::nullopt;
-  if (loan->outcome.status != Status::ok) return loan->outcome;
-  loan->outcome.value = loan->chunk->key() | loan->bytes / protocol::kPageBytes << 32 | uint64_t{writable} << 63;
-  // The one before, of when it was shorter or not to be written: operations with its key may be under way.
-  Lent& lent = attached.lent[number];
-  if (lent.before) lent.before->end();
-  lent.before = std::exchange(lent.now, std::move(loan->chunk));
-  return loan->outcome;
-}
-
-/// Attachments of destroyed regions are dropped now and then, so that the table stays as large as what exists.
-void Connection::forget_destroyed() {
-  last_ = nullptr;
-  for (auto entry = attached_.begin(); entry != attached_.end();) {
-    auto outcome = entry->second.region->check_read(0, 0);
-    const bool gone = outcome && outcome->status == Status::not_present;
-    if (gone) end_lending(entry->second);
-    entry = gone ? attached_.erase(entry) : std::next(entry);
-  }
-  forget_at_ = std::max<size_t>(1024, attached_.size() * 2);
 }
 
 Connection::Step Connection::serve_compare_swap(const RequestHeader& header) {
@@ -436,10 +388,10 @@ Connection::Step Connection::serve_compare_swap(const RequestHeader& header) {
   if (header.length != sizeof desired) return begin_payload(header, Status::bad_request);
   if (available() < sizeof header + sizeof desired) return Step::need_input;
   std::memcpy(&desired, in_.get() + in_begin_ + sizeof header, sizeof desired);
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   std::optional<Outcome> outcome = Outcome{.status = authorize(header, kRead | kWrite, attached)};
   if (outcome->status == Status::ok) {
-    outcome = attached->region->compare_swap(header.offset, header.operand, desired);
+    outcome = attached->region()->compare_swap(header.offset, header.operand, desired);
   }
   if (!outcome) return Step::busy;
   consume(sizeof header + sizeof desired);
@@ -449,14 +401,14 @@ Connection::Step Connection::serve_compare_swap(const RequestHeader& header) {
 Connection::Step Connection::serve_descriptor(const RequestHeader& header) {
   if (header.length != 0) return begin_payload(header, Status::bad_request);
   if (out_end_ > 0) return Step::need_output;  // it leaves as a message of its own, after what is before it
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   Status status = trusted_neighbour_ ? authorize(header, kRead, attached) : Status::denied;
   if (status != Status::ok) {
     consume(sizeof header);
     return answer(header, {.status = status});
   }
   const LinkTable::Link link = handshake_.link();
-  auto given = attached->region->hand_over(link.client, (attached->rights & kWrite) != 0);
+  auto given = attached->region()->hand_over(link.client, attached->allows(kWrite));
   if (!given) return Step::busy;
   if (given->outcome.status != Status::ok) {
     consume(sizeof header);
@@ -500,11 +452,11 @@ Connection::Step Connection::begin_payload(const RequestHeader& header, Status s
     return Step::close;
   }
   const auto op = static_cast<Op>(header.op);
-  Attached* attached = nullptr;
+  Attachment* attached = nullptr;
   uint32_t epoch = 0;
   if (status == Status::ok) status = authorize(header, kWrite, attached);
   if (status == Status::ok && op == Op::write) {
-    auto checked = attached->region->check_write(header.offset, header.length);
+    auto checked = attached->region()->check_write(header.offset, header.length);
     if (!checked) return Step::busy;
     status = checked->status;
     epoch = checked->epoch;
@@ -514,7 +466,7 @@ Connection::Step Connection::begin_payload(const RequestHeader& header, Status s
   incoming_.status = status;
   incoming_.epoch = epoch;
   incoming_.left = header.length;
-  incoming_.region = attached != nullptr ? attached->region : nullptr;
+  incoming_.region = attached != nullptr ? attached->region() : nullptr;
   return Step::done;
 }
 
@@ -564,19 +516,10 @@ Connection::Step Connection::finish_payload() {
   return answer(header, outcome);
 }
 
-Connection::Attached* Connection::find_attached(uint64_t id) {
-  if (last_ != nullptr && last_id_ == id) return last_;
-  auto found = attached_.find(id);
-  if (found == attached_.end()) return nullptr;
-  last_id_ = id;
-  last_ = &found->second;
-  return last_;
-}
-
-Status Connection::authorize(const RequestHeader& header, uint32_t rights, Attached*& attached) {
-  attached = find_attached(header.region);
+Status Connection::authorize(const RequestHeader& header, uint32_t rights, Attachment*& attached) {
+  attached = attachments_.find(header.region);
   if (attached == nullptr) return service_.regions.find(header.region) ? Status::denied : Status::not_present;
-  return (attached->rights & rights) == rights ? Status::ok : Status::denied;
+  return attached->allows(rights) ? Status::ok : Status::denied;
 }
 
 Connection::Step Connection::answer(const RequestHeader& header, const Outcome& outcome, uint32_t length) {

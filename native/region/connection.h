@@ -14,9 +14,9 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
+#include "region/attachments.h"
 #include "region/handshake.h"
 #include "region/service.h"
 #include "region/wire.h"
@@ -56,15 +56,6 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
     closed
   };
   enum class Step : uint8_t { done, need_input, need_output, busy, close };
-  struct Lent {
-    std::shared_ptr<LentChunk> now;
-    std::shared_ptr<LentChunk> before;  // or null
-  };
-  struct Attached {
-    std::shared_ptr<Region> region;
-    uint32_t rights;
-    std::unordered_map<uint64_t, Lent> lent;  // by number
-  };
   /// The rest of a reply that goes from the region straight to the socket.
   struct Stream {
     std::shared_ptr<Region> region;
@@ -93,8 +84,6 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   Step serve_attach(const protocol::RequestHeader& header);
   Step serve_compare_swap(const protocol::RequestHeader& header);
   Step serve_lend(const protocol::RequestHeader& header);
-  std::optional<Outcome> lend(Attached& attached, uint64_t offset);
-  static void end_lending(Attached& attached);
   void close_locked(std::span<const uint8_t> last_words);
   Step refill();
   Step serve_descriptor(const protocol::RequestHeader& header);
@@ -103,10 +92,8 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   Step apply_piece(uint32_t available);
   Step finish_payload();
 
-  Attached* find_attached(uint64_t id);
-  Status authorize(const protocol::RequestHeader& header, uint32_t rights, Attached*& attached);
+  Status authorize(const protocol::RequestHeader& header, uint32_t rights, Attachment*& attached);
   Status attach(uint64_t id, const protocol::Capability& capability);
-  void forget_destroyed();
   Step answer(const protocol::RequestHeader& header, const Outcome& outcome, uint32_t length = 0);
   void put_output(const void* data, size_t bytes);
   bool send_descriptor(const protocol::ReplyHeader& reply, int fd, bool& sent);
@@ -133,10 +120,7 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   bool finishing_ = false;  // close once the output is out
   Stream stream_;
   Incoming incoming_;
-  std::unordered_map<uint64_t, Attached> attached_;
-  size_t forget_at_ = 1024;
-  uint64_t last_id_ = 0;
-  Attached* last_ = nullptr;
+  Attachments attachments_;
 };
 
 }  // namespace extmem::region

@@ -1,0 +1,53 @@
+// The regions that a client has shown the manager's capability for, and the chunks of them that were lent to it.
+// Owned by one connection and used under its lock.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+
+#include "region/region.h"
+#include "region/wire.h"
+
+namespace extmem::region {
+
+class Attachment {
+ public:
+  ~Attachment() { end_lending(); }
+  /// Of the same region with no less a right, what was lent stays: operations on it are under way.
+  void set(std::shared_ptr<Region> region, uint32_t rights);
+  const std::shared_ptr<Region>& region() const { return region_; }
+  bool allows(uint32_t rights) const { return (rights_ & rights) == rights; }
+
+  /// The chunk that `offset` lies in; the outcome's value is what the client is told of it. nullopt: busy.
+  std::optional<Outcome> lend(uint64_t offset, Lender* lender, std::weak_ptr<Borrower> borrower);
+
+ private:
+  struct Lent {
+    std::shared_ptr<LentChunk> now;
+    std::shared_ptr<LentChunk> before;  // or null
+  };
+  void end_lending();
+
+  std::shared_ptr<Region> region_;
+  uint32_t rights_ = 0;
+  std::unordered_map<uint64_t, Lent> lent_;  // by number
+};
+
+class Attachments {
+ public:
+  Attachment* find(uint64_t id);
+  void put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights);
+  void remove(uint64_t id);
+
+ private:
+  void forget_destroyed();
+
+  std::unordered_map<uint64_t, Attachment> entries_;
+  size_t forget_at_ = 1024;
+  uint64_t last_id_ = 0;
+  Attachment* last_ = nullptr;  // of last_id_: one region is used many times in a row
+};
+
+}  // namespace extmem::region
