@@ -29,7 +29,7 @@ export async function startTraced(folder: string, how: Pick<MountFileSystemOptio
     token,
     id: 'a1',
     memoryBytes: MEMORY_BYTES,
-    listen: { address: '127.0.0.1' },
+    listen: [{ address: '127.0.0.1' }],
     logger: log,
   });
   const mount = await mountFileSystem({ mountPoint, manager: manager.url, token, ...how, readAheadBytes: 0, trace: true, log });

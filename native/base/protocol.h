@@ -65,6 +65,9 @@ inline constexpr uint32_t kLendBytes = 2097152;
 /// Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap.
 inline constexpr uint32_t kPolledBytes = 262144;
 
+/// Most addresses of an appliance that a client connects to at once, a link each.
+inline constexpr uint32_t kMaxLinks = 4;
+
 /// Smallest region a mount is provisioned with.
 inline constexpr uint32_t kSlabRegionBytes = 67108864;
 

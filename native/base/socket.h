@@ -43,7 +43,10 @@ std::optional<SocketAddress> make_abstract_address(const std::string& name);
 /// "10.0.0.7" or "unix:uid=1000": who is there, without the port, so that refusals can be told once per peer.
 std::string describe_peer(int fd);
 
-/// No delay, keep-alive, and a bound on how long sent bytes may go unacknowledged.
+/// What the kernel waits for an acknowledgement, of data or of a keep-alive, before it calls a connection dead: with
+/// what keep-alive adds, below the 3 s in which a cut must be noticed.
+constexpr unsigned kTcpUserTimeoutMs = 2000;
+/// No delay, keep-alive, and a bound on how long sent bytes may go unacknowledged (0: none).
 void set_tcp_options(int fd, unsigned user_timeout_ms);
 /// Closing is to drop what has not been sent: it may be an operation that was given up.
 void drop_unsent_on_close(int fd);

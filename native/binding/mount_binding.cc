@@ -372,11 +372,18 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
 
   void put_appliance(const Napi::CallbackInfo& info) {
     auto object = info[0].As<Napi::Object>();
+    auto list = object.Get("moreEndpoints").As<Napi::Array>();
+    std::vector<fabric::Endpoint> more;
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto endpoint = list.Get(index).As<Napi::Object>();
+      more.push_back(
+          {.address = string_of(endpoint, "address"), .port = static_cast<uint16_t>(u64_of(endpoint, "port"))});
+    }
     session(info.Env())
         .directory()
         .put_appliance(string_of(object, "id"), string_of(object, "hostId"), string_of(object, "address"),
                        static_cast<uint16_t>(u64_of(object, "port")), string_of(object, "linkName"),
-                       u64_of(object, "incarnation"), object.Get("verbs").ToBoolean());
+                       u64_of(object, "incarnation"), object.Get("verbs").ToBoolean(), more);
   }
 
   void put_region(const Napi::CallbackInfo& info) {
@@ -683,25 +690,51 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     return object;
   }
 
+  static constexpr const char* kTransports[] = {"none", "shm", "tcp", "verbs"};
+
   static Napi::Object appliance_statistics(Napi::Env env, fabric::Appliance& appliance) {
     static constexpr const char* kStates[] = {"idle", "connecting", "up", "down"};
-    static constexpr const char* kTransports[] = {"none", "shm", "tcp", "verbs"};
     Napi::Object row = Napi::Object::New(env);
-    auto& counted = appliance.statistics;
+    const auto links = appliance.sum_statistics();
     row.Set("state", Napi::String::New(env, kStates[static_cast<size_t>(appliance.state.load())]));
     row.Set("transport", Napi::String::New(env, kTransports[static_cast<size_t>(appliance.transport.load())]));
     row.Set("dirtyBytes", from_u64(env, appliance.dirty_bytes));
-    row.Set("operations", from_u64(env, counted.operations));
-    row.Set("bytesRead", from_u64(env, counted.bytes_read));
-    row.Set("bytesWritten", from_u64(env, counted.bytes_written));
-    row.Set("failures", from_u64(env, counted.failures));
-    row.Set("retries", from_u64(env, counted.retries));
-    row.Set("reconnects", from_u64(env, counted.reconnects));
-    Napi::Array latency = Napi::Array::New(env, counted.latency.size());
-    for (uint32_t bucket = 0; bucket < counted.latency.size(); ++bucket)
-      latency.Set(bucket, from_u64(env, counted.latency[bucket]));
-    row.Set("latencyLog2Ns", latency);
+    row.Set("breakerOpenings", from_u64(env, appliance.breaker_openings));
+    Napi::Array list = Napi::Array::New(env);
+    fabric::LinkTotals all;
+    for (const auto& link : links) {
+      all += link;
+      list.Set(list.Length(), link_statistics(env, link));
+    }
+    set_totals(row, all);
+    row.Set("links", list);
     return row;
+  }
+
+  static Napi::Object link_statistics(Napi::Env env, const fabric::LinkTotals& link) {
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("transport", Napi::String::New(env, kTransports[static_cast<size_t>(link.transport)]));
+    row.Set("address", Napi::String::New(env, link.address));
+    set_totals(row, link);
+    return row;
+  }
+
+  static void set_totals(Napi::Object& row, const fabric::LinkTotals& totals) {
+    const auto set = [&row](const char* name, uint64_t value) { row.Set(name, from_u64(row.Env(), value)); };
+    set("operations", totals.operations);
+    set("bytesRead", totals.bytes_read);
+    set("bytesWritten", totals.bytes_written);
+    set("failures", totals.failures);
+    set("refused", totals.refused);
+    set("retries", totals.retries);
+    set("connects", totals.connects);
+    set("losses", totals.losses);
+    set("connections", totals.connections);
+    set("latencyNs", totals.latency_ns);
+    Napi::Array latency = Napi::Array::New(row.Env(), totals.latency.size());
+    for (uint32_t bucket = 0; bucket < totals.latency.size(); ++bucket)
+      latency.Set(bucket, from_u64(row.Env(), totals.latency[bucket]));
+    row.Set("latencyLog2Ns", latency);
   }
 
   Napi::Value take_trace(const Napi::CallbackInfo& info) { return from_trace(info.Env()); }

@@ -34,7 +34,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(
         env, "RegionServer",
-        {InstanceAccessor<&RegionServer::port>("port"), InstanceAccessor<&RegionServer::serves_verbs>("servesVerbs"),
+        {InstanceAccessor<&RegionServer::ports>("ports"), InstanceAccessor<&RegionServer::serves_verbs>("servesVerbs"),
          InstanceMethod<&RegionServer::create_region>("createRegion"),
          InstanceMethod<&RegionServer::resize_region>("resizeRegion"),
          InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
@@ -53,6 +53,12 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     region::RegionServer::Options options;
     options.listen_address = string_of(object, "listenAddress");
     options.port = static_cast<uint16_t>(u64_of(object, "port"));
+    auto more = object.Get("morePoints").As<Napi::Array>();
+    for (uint32_t index = 0; index < more.Length(); ++index) {
+      auto point = more.Get(index).As<Napi::Object>();
+      options.more_points.push_back(
+          {.address = string_of(point, "address"), .port = static_cast<uint16_t>(u64_of(point, "port"))});
+    }
     options.link_name = string_of(object, "linkName");
     auto key = to_bytes(object.Get("clusterKey"));
     EXTMEM_ASSERT(key.size() == options.cluster_key.size());
@@ -87,7 +93,11 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     if (error != 0) throw errno_error(env, error, what);
   }
 
-  Napi::Value port(const Napi::CallbackInfo& info) { return from_u64(info.Env(), server(info.Env()).port()); }
+  Napi::Value ports(const Napi::CallbackInfo& info) {
+    Napi::Array list = Napi::Array::New(info.Env());
+    for (uint16_t port : server(info.Env()).ports()) list.Set(list.Length(), from_u64(info.Env(), port));
+    return list;
+  }
   Napi::Value serves_verbs(const Napi::CallbackInfo& info) {
     return Napi::Boolean::New(info.Env(), server(info.Env()).serves_verbs());
   }

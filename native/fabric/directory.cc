@@ -15,9 +15,26 @@ Directory::~Directory() {
   for (auto& region : former_) close_descriptor(*region);
 }
 
+std::vector<LinkTotals> Appliance::sum_statistics() {
+  std::lock_guard guard(lock);
+  std::vector<LinkTotals> result;
+  for (auto& one : statistics) {
+    auto same = std::find_if(result.begin(), result.end(),
+                             [&](const LinkTotals& totals) { return one->is(totals.transport, totals.address); });
+    if (same == result.end()) {
+      LinkTotals fresh;
+      fresh.transport = one->transport();
+      fresh.address = one->address();
+      same = result.insert(same, std::move(fresh));
+    }
+    one->add_to(*same);
+  }
+  return result;
+}
+
 Appliance& Directory::put_appliance(const std::string& id, const std::string& host_id, const std::string& address,
                                     uint16_t port, const std::string& link_name, uint64_t incarnation,
-                                    bool serves_verbs) {
+                                    bool serves_verbs, const std::vector<Endpoint>& more) {
   std::lock_guard guard(lock_);
   auto known = std::find_if(appliances_.begin(), appliances_.end(), [&](auto& one) { return one->id == id; });
   if (known == appliances_.end()) {
@@ -35,8 +52,14 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     std::lock_guard appliance_guard(appliance.lock);
     restarted = appliance.incarnation != 0 && appliance.incarnation != incarnation;
     appliance.host_id = host_id;
-    appliance.address = address;
-    appliance.port = port;
+    std::vector<Endpoint> endpoints{{.address = address, .port = port}};
+    endpoints.insert(endpoints.end(), more.begin(), more.end());
+    if (endpoints.size() > Appliance::kMaxLinks) endpoints.resize(Appliance::kMaxLinks);
+    if (endpoints != appliance.endpoints) {
+      for (auto& failed : appliance.failed) failed.store(false, std::memory_order_release);
+    }
+    appliance.endpoints = std::move(endpoints);
+    appliance.link_count.store(static_cast<uint32_t>(appliance.endpoints.size()), std::memory_order_release);
     appliance.link_name = link_name;
     appliance.incarnation = incarnation;
     appliance.serves_verbs = serves_verbs;

@@ -67,37 +67,37 @@ void Router::route(Operation& operation) {
   if (status == Status::ok && operation.region->state.load(std::memory_order_acquire) == RegionState::lost) {
     status = Status::not_present;
   }
-  if (status == Status::ok) return peer_of(*operation.region->appliance).submit(operation);
+  if (status == Status::ok) return links_to(*operation.region->appliance).submit(operation);
   operation.status = status;
   operation.complete(operation);
 }
 
-Peer& Router::peer_of(Appliance& appliance) {
-  if (appliance.index >= peers_.size()) peers_.resize(appliance.index + 1);
-  auto& peer = peers_[appliance.index];
-  if (!peer) peer = std::make_unique<Peer>(reactor_, directory_, appliance, options_);
-  return *peer;
+Links& Router::links_to(Appliance& appliance) {
+  if (appliance.index >= links_.size()) links_.resize(appliance.index + 1);
+  auto& links = links_[appliance.index];
+  if (!links) links = std::make_unique<Links>(reactor_, directory_, appliance, options_);
+  return *links;
 }
 
-void Router::cut(Appliance& appliance) { peer_of(appliance).cut(); }
+void Router::cut(Appliance& appliance) { links_to(appliance).cut(); }
 
 std::string Router::failure(const Appliance& appliance) const {
-  if (appliance.index >= peers_.size() || !peers_[appliance.index]) return {};
-  return peers_[appliance.index]->reason();
+  if (appliance.index >= links_.size() || !links_[appliance.index]) return {};
+  return links_[appliance.index]->reason();
 }
 
 void Router::rejoin(const Credentials& credentials) {
   options_.credentials = credentials;
-  for (size_t index = 0; index < peers_.size(); ++index) {
-    if (peers_[index]) peers_[index]->rejoin();
+  for (size_t index = 0; index < links_.size(); ++index) {
+    if (links_[index]) links_[index]->rejoin();
   }
 }
 
 void Router::close() {
   if (closed_) return;
   closed_ = true;
-  for (size_t index = 0; index < peers_.size(); ++index) {
-    if (peers_[index]) peers_[index]->close();
+  for (size_t index = 0; index < links_.size(); ++index) {
+    if (links_[index]) links_[index]->close();
   }
 }
 

@@ -1,14 +1,10 @@
 #include "fabric/peer.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "base/clock.h"
 #include "base/trace.h"
-#include "fabric/shm/shm_connection.h"
-#include "fabric/tcp/tcp_connection.h"
-#include "fabric/verbs/verbs_connection.h"
 
 namespace extmem::fabric {
 
@@ -19,15 +15,12 @@ constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kGraceNs = 500 * kMillisecond;
 constexpr uint64_t kFirstBackoffNs = 250 * kMillisecond;
 constexpr uint64_t kMaxBackoffNs = 1000 * kMillisecond;
-constexpr uint64_t kProbeTimeoutNs = 1000 * kMillisecond;
 /// Nobody has asked for it in so long: it is probed seldom. Not never: what is down gets no new files, so that nobody
 /// would ask.
 constexpr uint64_t kProbeInterestNs = 60'000 * kMillisecond;
 constexpr uint64_t kIdleBackoffNs = 10'000 * kMillisecond;
-/// When there is a choice: so long is an RDMA connection given, and so long is it left alone after it could not be
-/// made.
-constexpr uint64_t kVerbsTryNs = 1000 * kMillisecond;
-constexpr uint64_t kVerbsRestNs = 30'000 * kMillisecond;
+/// What an operation weighs beside its bytes, when the less loaded link is looked for.
+constexpr uint64_t kOperationWeight = 4096;
 constexpr uint64_t kRefusalNs = 1000 * kMillisecond;
 constexpr size_t kMaxWaiting = 65536;
 constexpr uint8_t kMaxAttempts = 2;
@@ -39,16 +32,16 @@ bool repeatable(const Operation& operation) {
 
 bool is_lost(const Region& region) { return region.state.load(std::memory_order_acquire) == RegionState::lost; }
 
-void add(std::atomic<uint64_t>& counter, uint64_t amount) { counter.fetch_add(amount, std::memory_order_relaxed); }
-
 }  // namespace
 
-Peer::Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options)
+Peer::Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options, uint32_t home)
     : reactor_(reactor),
       directory_(directory),
       appliance_(appliance),
       options_(options),
-      attempt_ns_(options.operation_deadline_ms * kMillisecond) {}
+      attempt_ns_(options.operation_deadline_ms * kMillisecond),
+      route_(appliance, home),
+      statistics_(&statistics_for(TransportKind::automatic, {})) {}
 
 Peer::~Peer() { close(); }
 
@@ -59,6 +52,7 @@ void Peer::submit(Operation& operation) {
   const uint64_t longest = now + kMaxAttempts * attempt_ns_ + kGraceNs;
   operation.expires_ns = operation.deadline_ns == 0 ? longest : std::min(operation.deadline_ns, longest);
   last_submit_ns_ = now;
+  load_ += operation.bytes + kOperationWeight;
   if (closed_) return finish(operation, Status::closed);
   if (operation.expires_ns <= now) return finish(operation, Status::timed_out);
   start(operation, now);
@@ -71,7 +65,7 @@ void Peer::start(Operation& operation, uint64_t now) {
   if (connection_ && connection_->ready()) {
     if (found_down() && connection_->doubtful()) {  // by another reactor, after all its attempts
       cut();
-      return finish(operation, Status::unreachable);
+      return refuse(operation);
     }
     if (region.incarnation == connection_->incarnation()) {
       const bool at_once = waiting_.empty() && !connection_->full() && !awaits_fence(operation);
@@ -168,22 +162,29 @@ bool Peer::fail_fast(Operation& operation, uint64_t now) {
     probe_ns_ = now;
   }
   arm_before(probe_ns_);
-  finish(operation, Status::unreachable);
+  refuse(operation);
   return true;
 }
 
 void Peer::finish(Operation& operation, Status status) {
-  Statistics& statistics = appliance_.statistics;
-  const uint64_t elapsed = monotonic_ns() - operation.started_ns;
-  add(statistics.operations, 1);
   if (status == Status::ok) {
-    const auto bucket = static_cast<size_t>(std::bit_width(elapsed | 1) - 1);
-    add(statistics.latency[std::min(bucket, Statistics::kBuckets - 1)], 1);
-    if (operation.op == Op::read) add(statistics.bytes_read, operation.bytes);
-    if (operation.op == Op::write) add(statistics.bytes_written, operation.bytes);
+    statistics_->count_done(monotonic_ns() - operation.started_ns);
+    if (operation.op == Op::read) statistics_->count_read(operation.bytes);
+    if (operation.op == Op::write) statistics_->count_write(operation.bytes);
   } else {
-    add(statistics.failures, 1);
+    statistics_->count_failure();
   }
+  complete(operation, status);
+}
+
+/// It is known to be of no use to try.
+void Peer::refuse(Operation& operation) {
+  statistics_->count_refused();
+  complete(operation, Status::unreachable);
+}
+
+void Peer::complete(Operation& operation, Status status) {
+  load_ -= operation.bytes + kOperationWeight;
   operation.status = status;
   trace::mark(trace::Point::fabric_complete, operation.offset);
   operation.complete(operation);
@@ -214,93 +215,7 @@ void Peer::on_room() {
   if (waiting_.empty()) waiting_expires_ns_ = UINT64_MAX;
 }
 
-// ---- connections
-
-bool Peer::may_use_shm(const Place& place) const {
-  if (options_.transport == TransportKind::shm) return true;
-  return options_.transport == TransportKind::automatic && !place.link_name.empty() && !place.host_id.empty() &&
-         place.host_id == options_.host_id;
-}
-
-TransportKind Peer::choose(const Place& place, uint64_t now) const {
-  if (!shm_failed_ && may_use_shm(place)) return TransportKind::shm;
-  if (options_.transport != TransportKind::automatic) return options_.transport;
-  const bool verbs = place.serves_verbs && now >= verbs_failed_until_ns_ && VerbsConnection::possible();
-  return verbs ? TransportKind::verbs : TransportKind::tcp;
-}
-
-/// What was being tried is impossible; answers whether there is something else to try.
-bool Peer::try_another(uint64_t now) {
-  if (options_.transport != TransportKind::automatic || trying_ == TransportKind::tcp) return false;
-  if (trying_ == TransportKind::shm) shm_failed_ = true;
-  if (trying_ == TransportKind::verbs) verbs_failed_until_ns_ = now + kVerbsRestNs;
-  return true;
-}
-
-void Peer::connect(uint64_t now) {
-  Place place;
-  {
-    std::lock_guard guard(appliance_.lock);
-    place = {.address = appliance_.address,
-             .port = appliance_.port,
-             .link_name = appliance_.link_name,
-             .host_id = appliance_.host_id,
-             .incarnation = appliance_.incarnation,
-             .serves_verbs = appliance_.serves_verbs};
-  }
-  note_state(PeerState::connecting);
-  do {
-    trying_ = choose(place, now);
-    if (open(place, now)) return arm_before(connection_->next_check_ns());
-  } while (try_another(now));
-  settle_outage(Status::unreachable, false, {});
-}
-
-bool Peer::open(const Place& place, uint64_t now) {
-  const ClientHandshake::Link link{
-      .index = reactor_.index(), .generation = next_link_generation(), .incarnation = place.incarnation};
-  uint64_t longest = down_ ? std::min(kProbeTimeoutNs, attempt_ns_) : attempt_ns_;
-  const bool optional = trying_ == TransportKind::verbs && options_.transport == TransportKind::automatic;
-  if (optional) longest = std::min(longest, kVerbsTryNs);
-  std::string failure = open_as(trying_, place, link, now + longest);
-  if (failure.empty()) return true;
-  connection_.reset();
-  reason_ = std::move(failure);
-  return false;
-}
-
-/// Empty, or why it is impossible.
-std::string Peer::open_as(TransportKind kind, const Place& place, const ClientHandshake::Link& link,
-                          uint64_t deadline) {
-  std::string failure;
-  if (kind == TransportKind::shm) {
-    auto fresh = std::make_unique<ShmConnection>(reactor_, *this, options_.credentials, link);
-    failure = fresh->open(place.link_name, deadline);
-    connection_ = std::move(fresh);
-  } else if (kind == TransportKind::verbs) {
-    auto fresh = std::make_unique<VerbsConnection>(reactor_, *this, options_.credentials, link);
-    failure = fresh->open({.address = place.address, .port = place.port}, deadline);
-    connection_ = std::move(fresh);
-  } else {
-    auto fresh = std::make_unique<TcpConnection>(reactor_, *this, options_.credentials, link);
-    failure = fresh->open({.address = place.address, .port = place.port}, deadline);
-    connection_ = std::move(fresh);
-  }
-  return failure;
-}
-
-void Peer::on_connected() {
-  if (connected_before_) add(appliance_.statistics.reconnects, 1);
-  connected_before_ = true;
-  end_doubt();
-  down_ = shm_failed_ = false;
-  timeouts_ = 0;
-  refusal_ = Status::ok;
-  reason_.clear();
-  appliance_.transport.store(connection_->kind(), std::memory_order_release);
-  appliance_.state.store(PeerState::up, std::memory_order_release);
-  on_room();
-}
+// ---- losing a connection
 
 /// What another reactor has found out stays until somebody gets through.
 void Peer::note_state(PeerState state) {
@@ -311,6 +226,7 @@ void Peer::note_state(PeerState state) {
 
 WireConnection::Unfinished Peer::retire() {
   auto lost = std::move(connection_);
+  if (lost->ready()) statistics_->count_disconnected();
   lost->close();
   auto unfinished = lost->release();
   retired_.push_back(std::move(lost));
@@ -321,14 +237,21 @@ WireConnection::Unfinished Peer::retire() {
 void Peer::on_lost(Status status, const std::string& reason) {
   const bool was_ready = connection_->ready();
   reason_ = reason;
-  if (was_ready) connection_->disown();
+  if (was_ready) {
+    statistics_->count_lost();
+    connection_->disown();
+  }
   auto unfinished = retire();
   doubt(unfinished);
   switch (status) {
     case Status::denied:
-    case Status::fenced:
     case Status::bad_version:
     case Status::bad_request:
+      // Nobody has proved to be the appliance: a stranger may have that address, and the appliance another.
+      if (!was_ready && route_.going_home()) return settle_outage(status, false, std::move(unfinished));
+      if (!was_ready && route_.try_another()) return connect(monotonic_ns());
+      [[fallthrough]];
+    case Status::fenced:
       return settle_refusal(status, std::move(unfinished));
     case Status::stale_incarnation:
       return settle_stale(std::move(unfinished));
@@ -336,13 +259,13 @@ void Peer::on_lost(Status status, const std::string& reason) {
       break;
   }
   const uint64_t now = monotonic_ns();
-  // It connects and carries nothing (a network without jumbo frames, say): where there is a choice, not over RDMA then.
-  if (was_ready && status == Status::timed_out && trying_ == TransportKind::verbs) try_another(now);
   if (!was_ready && try_another(now)) return connect(now);
+  if (was_ready) note_lost_way(status, now);
   settle_outage(status, was_ready, std::move(unfinished));
 }
 
 void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) {
+  begin_round();
   end_doubt();  // nothing of this client is taken there any more
   if (status == Status::fenced) directory_.fenced.store(true, std::memory_order_release);
   refusal_ = status;
@@ -362,6 +285,7 @@ void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) 
 
 /// The appliance has been restarted since we were told of it: what we had there is gone.
 void Peer::settle_stale(WireConnection::Unfinished unfinished) {
+  begin_round();
   end_doubt();
   stale_incarnation_ = retired_.back()->incarnation();
   appliance_.state.store(PeerState::idle, std::memory_order_release);
@@ -374,7 +298,12 @@ void Peer::settle_stale(WireConnection::Unfinished unfinished) {
 }
 
 void Peer::settle_outage(Status status, bool was_ready, WireConnection::Unfinished unfinished) {
-  shm_failed_ = false;
+  const bool was_going_home = route_.going_home();
+  begin_round();
+  if (was_going_home && !was_ready) {
+    stay_away(monotonic_ns());
+    return waiting_.empty() ? void() : connect(monotonic_ns());
+  }
   OperationList failed;
   retry_or_fail(unfinished.sent, status, true, failed);
   retry_or_fail(unfinished.untouched, status, false, failed);
@@ -388,7 +317,8 @@ void Peer::settle_outage(Status status, bool was_ready, WireConnection::Unfinish
   if (!down_ && found_down()) open_breaker(status, failed);  // by another reactor, after all its attempts
   if (!down_) {
     note_state(PeerState::idle);
-    if (!waiting_.empty() || in_doubt_) connect(monotonic_ns());
+    // Also with nothing to send: whether it is still there is known before somebody has to wait for that.
+    if (!waiting_.empty() || in_doubt_ || was_ready) connect(monotonic_ns());
   }
   fail_all(failed);
 }
@@ -400,7 +330,7 @@ void Peer::retry_or_fail(OperationList& operations, Status status, bool sent, Op
     const bool again = ++operation.attempts < kMaxAttempts && now < operation.expires_ns &&
                        (!sent || repeatable(operation)) && waiting_.size() < kMaxWaiting;
     if (again) {
-      add(appliance_.statistics.retries, 1);
+      statistics_->count_retry();
       waiting_.push(operation);
       waiting_expires_ns_ = std::min(waiting_expires_ns_, operation.expires_ns);
     } else {
@@ -414,8 +344,11 @@ void Peer::open_breaker(Status status, OperationList& failed) {
   const uint64_t now = monotonic_ns();
   backoff_ns_ = down_ ? std::min(backoff_ns_ * 2, kMaxBackoffNs) : kFirstBackoffNs;
   down_ = true;
-  probe_ns_ = now + (now - last_submit_ns_ < kProbeInterestNs ? backoff_ns_ : kIdleBackoffNs);
-  appliance_.state.store(PeerState::down, std::memory_order_release);
+  probe_ns_ = now + (used_lately(now) ? backoff_ns_ : kIdleBackoffNs);
+  route_.forget_home();  // a probe tries every address
+  if (appliance_.state.exchange(PeerState::down, std::memory_order_acq_rel) != PeerState::down) {
+    appliance_.breaker_openings.fetch_add(1, std::memory_order_relaxed);
+  }
   while (!waiting_.empty()) {
     Operation& operation = waiting_.pop();
     operation.status = status;
@@ -424,6 +357,8 @@ void Peer::open_breaker(Status status, OperationList& failed) {
   waiting_expires_ns_ = UINT64_MAX;
   arm_before(probe_ns_);
 }
+
+bool Peer::used_lately(uint64_t now) const { return now - last_submit_ns_ < kProbeInterestNs; }
 
 /// Their status is set.
 void Peer::fail_all(OperationList operations) {
@@ -483,6 +418,7 @@ void Peer::on_timer() {
   if (connection_) connection_->check(now);
   if (now >= waiting_expires_ns_) expire_waiting(now);
   if (down_ && !connection_ && now >= probe_ns_) connect(now);
+  if (now >= route_.home_ns()) go_home(now);
   if (connection_ && connection_->ready()) on_room();
   arm_next(now);
 }
@@ -504,7 +440,7 @@ void Peer::expire_waiting(uint64_t now) {
 
 void Peer::arm_next(uint64_t now) {
   if (closed_) return;
-  uint64_t due = waiting_expires_ns_;
+  uint64_t due = std::min(waiting_expires_ns_, route_.home_ns());
   if (connection_) due = std::min(due, connection_->next_check_ns());
   if (down_ && !connection_) due = std::min(due, std::max(probe_ns_, now));
   if (due != UINT64_MAX) arm_before(due);

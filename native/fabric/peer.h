@@ -1,8 +1,12 @@
-// One appliance, as one reactor talks to it: the connection, what waits for it, the retry, the circuit breaker.
-// On the reactor's thread throughout.
+// One link to an appliance, as one reactor talks over it: the connection, what waits for it, the retry, the circuit
+// breaker. On the reactor's thread throughout. Which of an appliance's links an operation takes is Links' choice.
 //
 // An operation has two attempts, the second on a new connection whose link_generation has fenced the first one's.
 // An appliance that was found down fails everything at once while it is probed.
+//
+// A link's home is one of the appliance's addresses. When that fails, the link strays: it connects by another address,
+// because that is what fences its lost connection, and finishes there what it had been given. Back home it goes when it
+// has nothing to do.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +16,7 @@
 
 #include "base/reactor.h"
 #include "fabric/operation_list.h"
+#include "fabric/route.h"
 #include "fabric/transport.h"
 #include "fabric/wire_connection.h"
 
@@ -19,7 +24,7 @@ namespace extmem::fabric {
 
 class Peer final : public WireConnection::Owner, public Timer {
  public:
-  Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options);
+  Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const Fabric::Options& options, uint32_t home);
   ~Peer();
 
   /// started_ns is set, expires_ns and attempts are not.
@@ -32,10 +37,20 @@ class Peer final : public WireConnection::Owner, public Timer {
   /// Why the last connection failed or was refused.
   const std::string& reason() const { return reason_; }
 
+  /// Takes operations at once.
+  bool ready() const { return connection_ && connection_->ready(); }
+  /// And by the address that it is for.
+  bool at_home() const { return ready() && route_.is_home(); }
+  /// Connected other than over a network, so that more links to the appliance are of no use.
+  bool is_local() const { return ready() && connection_->kind() == TransportKind::shm; }
+  /// How much is under way or waits.
+  uint64_t load() const { return load_; }
+  /// Connects although nothing has been asked of it yet, unless it is known to be in vain.
+  void prepare();
+
  private:
   struct Place {
-    std::string address;
-    uint16_t port;
+    std::vector<Endpoint> endpoints;
     std::string link_name;
     std::string host_id;
     uint64_t incarnation;
@@ -68,8 +83,17 @@ class Peer final : public WireConnection::Owner, public Timer {
   bool open(const Place& place, uint64_t now);
   bool may_use_shm(const Place& place) const;
   TransportKind choose(const Place& place, uint64_t now) const;
+  uint64_t longest_try(size_t endpoint_count) const;
   std::string open_as(TransportKind kind, const Place& place, const ClientHandshake::Link& link, uint64_t deadline);
   bool try_another(uint64_t now);
+  void begin_round();
+  void note_connected();
+  void note_lost_way(Status status, uint64_t now);
+  void refuse(Operation& operation);
+  void complete(Operation& operation, Status status);
+  void go_home(uint64_t now);
+  void stay_away(uint64_t now);
+  LinkStatistics& statistics_for(TransportKind transport, const std::string& address);
   WireConnection::Unfinished retire();
   OperationList give_up();
   void settle_refusal(Status status, WireConnection::Unfinished unfinished);
@@ -77,6 +101,7 @@ class Peer final : public WireConnection::Owner, public Timer {
   void settle_outage(Status status, bool was_ready, WireConnection::Unfinished unfinished);
   void retry_or_fail(OperationList& operations, Status status, bool sent, OperationList& failed);
   void open_breaker(Status status, OperationList& failed);
+  bool used_lately(uint64_t now) const;
   void fail_all(OperationList operations);
   void expire_waiting(uint64_t now);
   void arm_before(uint64_t due_ns);
@@ -102,8 +127,12 @@ class Peer final : public WireConnection::Owner, public Timer {
   TransportKind trying_ = TransportKind::tcp;
   bool shm_failed_ = false;             // of this round of connecting: the next is tried
   uint64_t verbs_failed_until_ns_ = 0;  // not tried again before, when there is a choice
-  bool connected_before_ = false;
-  unsigned timeouts_ = 0;  // in a row
+  unsigned timeouts_ = 0;               // in a row
+
+  Route route_;
+  uint64_t load_ = 0;
+  std::vector<LinkStatistics*> all_statistics_;  // the appliance's, ours
+  LinkStatistics* statistics_;                   // of the last connection
 
   bool down_ = false;  // the breaker is open
   uint64_t probe_ns_ = 0;

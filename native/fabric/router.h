@@ -1,11 +1,11 @@
-// The Fabric of one reactor: finds the peer of an operation's region. On the reactor's thread throughout.
-// It may be closed from within a completion, but not destroyed there.
+// The Fabric of one reactor: finds the links to the appliance of an operation's region. On the reactor's thread
+// throughout. It may be closed from within a completion, but not destroyed there.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "fabric/peer.h"
+#include "fabric/links.h"
 #include "fabric/transport.h"
 
 namespace extmem::fabric {
@@ -25,12 +25,12 @@ class Router final : public Fabric {
 
  private:
   void route(Operation& operation);
-  Peer& peer_of(Appliance& appliance);
+  Links& links_to(Appliance& appliance);
 
   Reactor& reactor_;
   Directory& directory_;
-  Options options_;                           // the peers refer to it
-  std::vector<std::unique_ptr<Peer>> peers_;  // by Appliance::index
+  Options options_;                            // the links refer to it
+  std::vector<std::unique_ptr<Links>> links_;  // by Appliance::index
   OperationList deferred_;
   unsigned depth_ = 0;
   bool closed_ = false;

@@ -25,13 +25,12 @@
 
 #include "base/protocol.h"
 #include "base/reactor.h"
+#include "fabric/link_statistics.h"
 
 namespace extmem::fabric {
 
 using protocol::Op;
 using protocol::Status;
-
-enum class TransportKind : uint8_t { automatic = 0, shm = 1, tcp = 2, verbs = 3 };
 
 /// What a transport can do; the contract suite asks these before it tries.
 struct Capabilities {
@@ -49,14 +48,14 @@ struct Credentials {
 
 enum class PeerState : uint8_t { idle, connecting, up, down };
 
-/// Histogram of operation times: bucket b counts those of [2^b, 2^(b+1)) ns.
-struct Statistics {
-  static constexpr size_t kBuckets = 40;
-  std::atomic<uint64_t> operations{0}, bytes_read{0}, bytes_written{0}, failures{0}, retries{0}, reconnects{0};
-  std::array<std::atomic<uint64_t>, kBuckets> latency{};
+/// A network address of an appliance.
+struct Endpoint {
+  std::string address;  ///< numeric IPv4 or IPv6
+  uint16_t port = 0;
+  bool operator==(const Endpoint&) const = default;
 };
 
-/// A reactor's peer whose writes wait until no lost connection is in doubt (Appliance::links_in_doubt): it is told by
+/// A peer whose writes wait until no lost connection is in doubt (Appliance::links_in_doubt): it is told by
 /// this message. Belongs to the Appliance, so that it may be under way when the peer goes.
 struct FenceWaiter final : Message {
   explicit FenceWaiter(Reactor& reactor) : reactor(reactor) {}
@@ -71,24 +70,31 @@ struct FenceWaiter final : Message {
 
 /// One memory appliance as the client knows it. Stable address; lives as long as the Directory.
 struct Appliance {
+  static constexpr size_t kMaxLinks = protocol::kMaxLinks;
   std::string id;       ///< stable name
   std::string host_id;  ///< boot id of its host: equal to ours means that shm may be tried
-  std::string address;  ///< numeric IPv4 or IPv6
-  uint16_t port = 0;
+  /// One link to each of them; the first kMaxLinks count. Never empty.
+  std::vector<Endpoint> endpoints;
   std::string link_name;  ///< abstract unix socket (without the leading NUL); empty: no shm
   uint64_t incarnation = 0;
   bool serves_verbs = false;  ///< as it announces: where there is a choice, RDMA is tried
   uint32_t index = 0;         ///< position in the Directory
   std::atomic<PeerState> state{PeerState::idle};
   std::atomic<TransportKind> transport{TransportKind::automatic};  ///< in use, once connected
+  std::atomic<uint32_t> link_count{1};                             ///< of endpoints, as far as they count
+  /// Endpoints by which somebody has failed to get through since anybody last did.
+  std::array<std::atomic<bool>, kMaxLinks> failed{};
+  std::atomic<uint64_t> breaker_openings{0};
   /// Reactors whose connection was lost with writes on their way that may still land: until each has connected anew,
   /// which fences the old connection, nobody else writes there.
   std::atomic<uint32_t> links_in_doubt{0};
   std::atomic<uint64_t> dirty_bytes{0};  ///< waiting in our page cache to be written there
-  Statistics statistics;
-  /// Guards address, port, link_name, incarnation, serves_verbs, which change when it restarts; and fence_waiters.
+  /// Guards host_id, endpoints, link_name, incarnation, serves_verbs, which change when it restarts; and what follows.
   std::mutex lock;
-  std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per reactor that has ever waited
+  std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per peer that has ever waited
+  std::vector<std::unique_ptr<LinkStatistics>> statistics;  ///< one per peer, transport and endpoint used
+  /// By transport and endpoint.
+  std::vector<LinkTotals> sum_statistics();
 };
 
 enum class RegionState : uint8_t { live, lost };
@@ -112,8 +118,10 @@ class Directory {
   /// Closes the regions' descriptors: every Fabric that uses it is closed by then.
   ~Directory();
   /// Adds an appliance, or tells where it is now. A new incarnation makes the regions of the old one lost.
+  /// `more`: addresses of its other networks.
   Appliance& put_appliance(const std::string& id, const std::string& host_id, const std::string& address, uint16_t port,
-                           const std::string& link_name, uint64_t incarnation, bool serves_verbs = false);
+                           const std::string& link_name, uint64_t incarnation, bool serves_verbs = false,
+                           const std::vector<Endpoint>& more = {});
   /// Adds a region, or refreshes its capability. A lost region stays lost to those who hold it;
   /// the id then names a new Region.
   Region& put_region(uint64_t id, uint64_t bytes, Appliance& appliance, const protocol::Capability& capability);

@@ -14,11 +14,13 @@ namespace extmem::fabric {
 
 namespace {
 
-constexpr uint64_t kHeartbeatNs = protocol::kHeartbeatMs * uint64_t{1'000'000};
-/// A ping is sent after one silent interval and given up after two more.
-constexpr uint64_t kPongTimeoutNs = 2 * kHeartbeatNs;
-/// A connection not used for this long is left alone; what happened to it shows at the next use.
-constexpr uint64_t kRecentNs = 10 * kHeartbeatNs;
+/// A ping is sent after one whole silent interval. With the interval in which the last bytes came and the time that the
+/// answer is given, an appliance that says nothing is noticed within 2.5 s.
+constexpr uint64_t kHeartbeatNs = 500'000'000;
+constexpr uint64_t kPongTimeoutNs = 1'500'000'000;
+/// A connection not used for this long is left to the kernel's keep-alive: a program that does not answer harms nobody
+/// who asks nothing of it.
+constexpr uint64_t kRecentNs = 10'000'000'000;
 
 }  // namespace
 

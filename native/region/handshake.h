@@ -23,8 +23,8 @@ class Handshake {
   }
   uint32_t link_generation() const { return hello_.link_generation; }
 
-  /// One link per reactor of the client: a bound, so that a client cannot fill the link table.
-  static constexpr uint32_t kMaxLinks = 1024;
+  /// One per reactor of the client and address of ours: a bound, so that a client cannot fill the link table.
+  static constexpr uint32_t kMaxLinks = 4096;
 
  private:
   const Key& cluster_key_;

@@ -22,7 +22,8 @@ class Server final : public RegionServer {
   ~Server() override { close(); }
 
   bool open(const Options& options, std::string& error);
-  uint16_t port() const override { return port_; }
+  uint16_t port() const override { return ports_[0]; }
+  const std::vector<uint16_t>& ports() const override { return ports_; }
   bool serves_verbs() const override { return serves_verbs_; }
 
   Status create_region(uint64_t id, uint64_t bytes, bool thin) override;
@@ -40,13 +41,14 @@ class Server final : public RegionServer {
   void close() override;
 
  private:
-  bool open_tcp(const Options& options, std::string& error);
+  bool open_tcp(const ListenPoint& point, std::string& error);
+  bool open_more(const ListenPoint& point, std::string& error);
   bool open_local(const Options& options, std::string& error);
-  void open_verbs(const Options& options);
+  bool open_verbs(const std::string& address, uint16_t port);
   void listen(std::unique_ptr<Acceptor> acceptor);
 
   Service service_;
-  uint16_t port_ = 0;
+  std::vector<uint16_t> ports_;
   bool serves_verbs_ = false;
   std::vector<std::unique_ptr<ServiceThread>> threads_;
   size_t next_thread_ = 0;  // the first serving thread's: it accepts
@@ -70,16 +72,26 @@ bool Server::open(const Options& options, std::string& error) {
   for (unsigned index = 0; index < std::max(1u, options.threads); ++index) {
     threads_.push_back(std::make_unique<ServiceThread>(service_, options.poll_ns));
   }
-  if (!open_tcp(options, error)) return false;
+  if (!open_tcp({.address = options.listen_address, .port = options.port}, error)) return false;
+  serves_verbs_ = open_verbs(options.listen_address, port());
+  for (const ListenPoint& point : options.more_points) {
+    if (!open_more(point, error)) return false;
+    if (!open_verbs(point.address, ports_.back())) serves_verbs_ = false;
+  }
   if (!options.link_name.empty() && !open_local(options, error)) return false;
-  open_verbs(options);
   for (auto& thread : threads_) thread->start();
   return true;
 }
 
-bool Server::open_tcp(const Options& options, std::string& error) {
-  const std::string place = options.listen_address + " port " + std::to_string(options.port);
-  auto address = parse_tcp_address(options.listen_address, options.port);
+/// One port for all addresses is easier on firewalls, where it can be had.
+bool Server::open_more(const ListenPoint& point, std::string& error) {
+  if (point.port == 0 && open_tcp({.address = point.address, .port = port()}, error)) return true;
+  return open_tcp(point, error);
+}
+
+bool Server::open_tcp(const ListenPoint& point, std::string& error) {
+  const std::string place = point.address + " port " + std::to_string(point.port);
+  auto address = parse_tcp_address(point.address, point.port);
   if (!address) {
     error = "listening on " + place + ": not a numeric address; give an IPv4 or IPv6 address of this machine";
     return false;
@@ -97,7 +109,7 @@ bool Server::open_tcp(const Options& options, std::string& error) {
   // sin_port and sin6_port lie at the same place.
   uint16_t port_be;
   std::memcpy(&port_be, reinterpret_cast<char*>(&bound) + sizeof(sa_family_t), sizeof port_be);
-  port_ = __builtin_bswap16(port_be);
+  ports_.push_back(__builtin_bswap16(port_be));
   listen(std::make_unique<SocketAcceptor>(std::move(fd), true));
   return true;
 }
@@ -119,10 +131,11 @@ bool Server::open_local(const Options& options, std::string& error) {
 }
 
 /// On tcp's address and port, where an RDMA device has it. Everything goes by tcp otherwise.
-void Server::open_verbs(const Options& options) {
-  auto acceptor = VerbsAcceptor::create(*parse_tcp_address(options.listen_address, port_));
-  serves_verbs_ = acceptor != nullptr;
-  if (acceptor) listen(std::move(acceptor));
+bool Server::open_verbs(const std::string& address, uint16_t port) {
+  auto acceptor = VerbsAcceptor::create(*parse_tcp_address(address, port));
+  if (!acceptor) return false;
+  listen(std::move(acceptor));
+  return true;
 }
 
 void Server::listen(std::unique_ptr<Acceptor> acceptor) {

@@ -35,6 +35,11 @@ struct RecordInfo {
   std::vector<uint8_t> bytes;
 };
 
+struct ListenPoint {
+  std::string address;
+  uint16_t port = 0;  ///< 0: that of the first, if it is free there; else chosen by the kernel
+};
+
 struct Memory {
   uint64_t donated, reserved, resident;
 };
@@ -47,8 +52,9 @@ class RegionServer {
  public:
   struct Options {
     std::string listen_address = "127.0.0.1";
-    uint16_t port = 0;      ///< 0: chosen by the kernel
-    std::string link_name;  ///< abstract unix socket; empty: no shm
+    uint16_t port = 0;                       ///< 0: chosen by the kernel
+    std::vector<ListenPoint> more_points{};  ///< of other networks
+    std::string link_name;                   ///< abstract unix socket; empty: no shm
     std::array<uint8_t, 32> cluster_key{};
     uint64_t incarnation = 0;
     uint64_t donated_bytes = 0;
@@ -59,8 +65,11 @@ class RegionServer {
   };
   static std::unique_ptr<RegionServer> create(const Options& options, std::string& error);
   virtual ~RegionServer() = default;
+  /// Of the first address.
   virtual uint16_t port() const = 0;
-  /// Whether RDMA connections are taken on that port too.
+  /// Of all, in their order.
+  virtual const std::vector<uint16_t>& ports() const = 0;
+  /// Whether RDMA connections are taken there too, on every address.
   virtual bool serves_verbs() const = 0;
 
   // All of these may be called from one control thread (the appliance's JavaScript).

@@ -4,10 +4,6 @@
 
 namespace extmem::region {
 
-namespace {
-constexpr unsigned kServerUserTimeoutMs = 10'000;
-}
-
 ssize_t SocketWire::receive(std::span<uint8_t> into) { return recv(fd_.get(), into.data(), into.size(), MSG_DONTWAIT); }
 
 ssize_t SocketWire::send(std::span<const uint8_t> data, bool more_follows) {
@@ -22,7 +18,7 @@ void SocketWire::cut(std::span<const uint8_t> last_words) {
 std::unique_ptr<Wire> SocketAcceptor::accept() {
   UniqueFd fd(accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd) return nullptr;
-  if (tcp_) set_tcp_options(fd.get(), kServerUserTimeoutMs);
+  if (tcp_) set_tcp_options(fd.get(), kTcpUserTimeoutMs);
   return std::make_unique<SocketWire>(std::move(fd));
 }
 

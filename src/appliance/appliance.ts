@@ -12,13 +12,18 @@ import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import { applianceOperations, appliancePushes, type ApplianceInfo } from '../base/messages.js';
-import { PROTOCOL_VERSION } from '../base/protocol.js';
+import { applianceOperations, appliancePushes, type ApplianceInfo, type Endpoint } from '../base/messages.js';
+import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
 import type { RegionServer, RegionServerOptions } from '../binding/index.js';
 import { findLocalAddress } from './local_address.js';
 import { availableBytes } from './memory.js';
+
+export interface ListenPoint {
+  address?: string | undefined;
+  port?: number | undefined;
+}
 
 export interface ApplianceOptions {
   manager: string; // host:port or URL
@@ -26,8 +31,10 @@ export interface ApplianceOptions {
   ca?: string | undefined;
   id: string;
   memoryBytes: number;
-  listen?: { address?: string | undefined; port?: number | undefined } | undefined;
-  advertise?: string | undefined;
+  /** Where memory is served: at most MAX_LINKS addresses, of as many networks. Without any: where the manager is reached from. */
+  listen?: readonly ListenPoint[] | undefined;
+  /** What clients are told instead, address by address. */
+  advertise?: readonly string[] | undefined;
   threads?: number | undefined;
   /** More than is available now may be donated. */
   force?: boolean | undefined;
@@ -38,8 +45,8 @@ export interface ApplianceOptions {
 export interface Appliance {
   readonly id: string;
   readonly incarnation: number;
-  readonly address: string;
-  readonly port: number;
+  /** Where clients are told to connect to. */
+  readonly endpoints: readonly Endpoint[];
   status(): Record<string, unknown>;
   /** undefined: registered with the manager. */
   unhealthy(): string | undefined;
@@ -76,8 +83,7 @@ function checkMemory(memoryBytes: number, force: boolean): void {
 class Member implements Appliance {
   readonly id: string;
   readonly incarnation = randomBytes(6).readUIntBE(0, 6) || 1;
-  readonly address: string;
-
+  private readonly points: readonly { address: string; port: number }[];
   private server: RegionServer | undefined;
   private clusterKey: Uint8Array | undefined;
   private session: ManagerSession | undefined;
@@ -92,14 +98,17 @@ class Member implements Appliance {
     private readonly localAddress: string,
   ) {
     this.id = options.id;
-    const listen = options.listen?.address;
-    const anywhere = listen === undefined || listen === '0.0.0.0' || listen === '::';
-    this.address = options.advertise ?? (anywhere ? localAddress : listen);
+    const listen = options.listen === undefined || options.listen.length === 0 ? [{}] : options.listen;
+    if (Math.max(listen.length, options.advertise?.length ?? 0) > MAX_LINKS)
+      throw new ExtmemError('EINVAL', `an appliance can have ${MAX_LINKS} addresses at most; name fewer with --listen and --advertise`);
+    this.points = listen.map(({ address = localAddress, port = 0 }) => ({ address, port }));
     this.log = options.logger.child({ appliance: options.id });
   }
 
-  get port(): number {
-    return this.server?.port ?? 0;
+  get endpoints(): readonly Endpoint[] {
+    const ports = this.server?.ports ?? [];
+    const addresses = this.options.advertise ?? this.points.map(({ address }) => (isAnywhere(address) ? this.localAddress : address));
+    return addresses.map((address, index) => ({ address, port: ports[Math.min(index, ports.length - 1)] ?? 0 }));
   }
 
   async begin(): Promise<void> {
@@ -118,8 +127,7 @@ class Member implements Appliance {
     return {
       id: this.id,
       incarnation: this.incarnation,
-      address: this.address,
-      port: this.port,
+      endpoints: this.endpoints,
       registered: this.problem === undefined,
       memory: server?.memory() ?? {},
       counters: server?.counters() ?? {},
@@ -191,12 +199,13 @@ class Member implements Appliance {
 
   private serve(clusterKey: Uint8Array): RegionServer {
     const { options } = this;
-    const listenAddress = options.listen?.address ?? this.localAddress;
-    const port = options.listen?.port ?? 0;
+    const [first, ...morePoints] = this.points;
+    const { address: listenAddress, port } = first ?? { address: this.localAddress, port: 0 };
     try {
       return options.startServer({
         listenAddress,
         port,
+        morePoints,
         linkName: `extmem/${this.id}/${this.incarnation}`,
         clusterKey,
         incarnation: this.incarnation,
@@ -206,7 +215,8 @@ class Member implements Appliance {
       });
     } catch (error) {
       const { code, message } = toExtmemError(error);
-      throw new ExtmemError(code, `cannot serve memory on ${listenAddress}:${port}: ${message}; choose another --listen address`, {
+      const where = this.points.map((point) => `${point.address}:${point.port}`).join(', ');
+      throw new ExtmemError(code, `cannot serve memory on ${where}: ${message}; choose another --listen address`, {
         cause: error,
       });
     }
@@ -214,11 +224,12 @@ class Member implements Appliance {
 
   private describe(): ApplianceInfo {
     const server = this.running();
+    const [first = { address: this.localAddress, port: 0 }, ...moreEndpoints] = this.endpoints;
     return {
       id: this.id,
       hostId: readHostId(),
-      address: this.address,
-      port: this.port,
+      ...first,
+      ...(moreEndpoints.length > 0 && { moreEndpoints }),
       linkName: `extmem/${this.id}/${this.incarnation}`,
       incarnation: this.incarnation,
       ...(server.servesVerbs && { verbs: true }),
@@ -312,6 +323,8 @@ class Member implements Appliance {
     };
   }
 }
+
+const isAnywhere = (address: string): boolean => address === '0.0.0.0' || address === '::';
 
 /** Asked again after a lost answer, a removal finds nothing: that is what was wanted. */
 function ifThere(remove: () => void): void {

@@ -6,6 +6,7 @@
  * `record` is a file record as protocol.json's RecordHeader describes it (file_record.ts encodes and decodes it).
  */
 import { Type, type Static, type TSchema } from '@sinclair/typebox';
+import { MAX_LINKS } from './protocol.js';
 
 const Id = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
@@ -59,11 +60,16 @@ export const RegionGrant = Type.Object({
 });
 export type RegionGrant = Static<typeof RegionGrant>;
 
+const Port = Type.Integer({ minimum: 1, maximum: 65535 });
+export const Endpoint = Type.Object({ address: Type.String(), port: Port });
+export type Endpoint = Static<typeof Endpoint>;
+
 export const ApplianceInfo = Type.Object({
   id: Type.String({ minLength: 1, maxLength: 64 }),
   hostId: Type.String(),
   address: Type.String(),
-  port: Type.Integer({ minimum: 1, maximum: 65535 }),
+  port: Port,
+  moreEndpoints: Type.Optional(Type.Array(Endpoint, { maxItems: MAX_LINKS - 1 })), // of other networks: clients use all at once
   linkName: Type.String(),
   verbs: Type.Optional(Type.Boolean()), // RDMA connections are taken on the same address and port
   incarnation: Id,

@@ -38,6 +38,8 @@ export const MAX_POPULATE_BYTES = 4194304;
 export const LEND_BYTES = 2097152;
 /** Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap. */
 export const POLLED_BYTES = 262144;
+/** Most addresses of an appliance that a client connects to at once, a link each. */
+export const MAX_LINKS = 4;
 /** Smallest region a mount is provisioned with. */
 export const SLAB_REGION_BYTES = 67108864;
 

@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url';
 export interface RegionServerOptions {
   listenAddress: string;
   port: number; // 0: chosen by the kernel
+  morePoints: { address: string; port: number }[]; // of other networks; 0: the first's port, if it is free there
   linkName: string; // abstract unix socket for shm; '' for none
   clusterKey: Uint8Array; // 32 bytes
   incarnation: number;
@@ -33,8 +34,8 @@ export interface NativeRegionInfo {
   thin: boolean;
 }
 export interface RegionServer {
-  readonly port: number;
-  readonly servesVerbs: boolean; // RDMA connections are taken on the same port
+  readonly ports: number[]; // of listenAddress, and of morePoints
+  readonly servesVerbs: boolean; // RDMA connections are taken on the same addresses and ports
   createRegion(region: number, bytes: number, thin: boolean): void;
   resizeRegion(region: number, bytes: number): void;
   destroyRegion(region: number): void;
@@ -152,6 +153,7 @@ export interface NativeMount {
     hostId: string;
     address: string;
     port: number;
+    moreEndpoints: readonly { address: string; port: number }[]; // of other networks: a link each
     linkName: string;
     incarnation: number;
     verbs: boolean;

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ExtmemError, messageOf } from '../base/errors.js';
+import type { Endpoint } from '../base/messages.js';
 import { UsageError } from './exit.js';
 import { stateHome } from './running.js';
 import type { Settings } from './settings.js';
@@ -41,6 +42,18 @@ export function parseListen(text: string, fallbackPort: number): { address: stri
   if (match === null || port > 65535) throw new UsageError(`--listen: '${text}' is neither an address nor address:port`);
   const address = (match[1] ?? '').replace(/^\[|\]$/g, '');
   return { address: address === '' ? undefined : address, port };
+}
+
+/** `10.0.0.1,10.1.0.1`: the parts. */
+export function parseList(text: string): string[] {
+  return text
+    .split(',')
+    .map((part) => part.trim())
+    .filter((part) => part !== '');
+}
+
+export function formatEndpoints(endpoints: readonly Endpoint[]): string {
+  return endpoints.map(({ address, port }) => `${address.includes(':') ? `[${address}]` : address}:${port}`).join(', ');
 }
 
 function joinToken(settings: Settings): string {

@@ -6,7 +6,7 @@ import { codeOf } from '../base/errors.js';
 import { createLogger } from '../base/logger.js';
 import { formatSize } from '../base/size.js';
 import type { Mount } from '../fs/mount.js';
-import { defaultPort, managerAccess, parseListen, readSecret } from './connection.js';
+import { defaultPort, formatEndpoints, managerAccess, parseList, parseListen, readSecret } from './connection.js';
 import { runRole, type Running } from './daemon.js';
 import { runtimeFolder, serveOnHttp, type Endpoint, type Listening } from './endpoint.js';
 import { UsageError, type ExitCode } from './exit.js';
@@ -80,7 +80,8 @@ export function runAppliance(call: Invocation): Promise<ExitCode> {
 async function startAppliance(call: Invocation, id: string): Promise<Running> {
   const { settings } = call;
   const access = managerAccess(settings);
-  const listen = parseListen(settings.optional('applianceListen') ?? '', 0);
+  const listen = parseList(settings.optional('applianceListen') ?? '').map((point) => parseListen(point, 0));
+  const advertised = settings.optional('advertise');
   const memoryBytes = settings.required('memory');
   const { createAppliance } = await import('../appliance/index.js');
   protectFromOom();
@@ -91,7 +92,7 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
     id,
     memoryBytes,
     listen,
-    advertise: settings.optional('advertise'),
+    advertise: advertised === undefined ? undefined : parseList(advertised),
     threads: settings.optional('serverThreads'),
     force: call.has('force'),
     logger: loggerOf(call, 'appliance'),
@@ -102,8 +103,8 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
   };
   const http = await openHttp(settings.optional('http'), endpoint, () => appliance.close());
   return {
-    facts: { id, incarnation: appliance.incarnation, address: appliance.address, port: appliance.port, memoryBytes },
-    banner: `Appliance ${id} donates ${formatSize(memoryBytes)} to ${access.url}, served on ${appliance.address}:${appliance.port}. Ctrl-C leaves the cluster.`,
+    facts: { id, incarnation: appliance.incarnation, ...appliance.endpoints[0], endpoints: appliance.endpoints, memoryBytes },
+    banner: `Appliance ${id} donates ${formatSize(memoryBytes)} to ${access.url}, served on ${formatEndpoints(appliance.endpoints)}. Ctrl-C leaves the cluster.`,
     close: async () => {
       http?.close();
       await appliance.close();

@@ -74,13 +74,13 @@ export const settings = {
     '--listen <address>',
     'EXTMEM_APPLIANCE_LISTEN',
     text,
-    'address or address:port to serve memory on (default: the address that reaches the manager)',
+    'address or address:port to serve memory on; several with commas, of as many networks (default: the address that reaches the manager)',
   ),
   advertise: setting(
     '--advertise <address>',
     'EXTMEM_ADVERTISE',
     text,
-    'address that clients are told to connect to (default: the one that reaches the manager)',
+    'address that clients are told to connect to, several with commas (default: the one that reaches the manager)',
   ),
   id: setting('--id <name>', 'EXTMEM_APPLIANCE_ID', text, 'name of the appliance in the cluster (default: the host name)'),
   serverThreads: setting(

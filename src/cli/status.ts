@@ -3,9 +3,10 @@ import { codeOf, messageOf } from '../base/errors.js';
 import { PAGE_BYTES } from '../base/protocol.js';
 import { formatSize } from '../base/size.js';
 import type { BackingDevice } from '../fs/backing_device.js';
+import { fabricOf, percentileNs, type ApplianceStatistics, type LinkCounters } from '../fs/fabric_statistics.js';
 import type { Residency } from '../fs/residency.js';
 import type { StatusAnswer } from '../manager/index.js';
-import { managerAccess } from './connection.js';
+import { formatEndpoints, managerAccess } from './connection.js';
 import { askSocket, mountSockets } from './endpoint.js';
 import { ExitCode, exitCodeOf } from './exit.js';
 import type { Invocation } from './invocation.js';
@@ -59,7 +60,7 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
   const rows = appliances.map((one) => [
     one.id,
     one.state,
-    `${one.address}:${one.port}`,
+    formatEndpoints([one, ...(one.moreEndpoints ?? [])]),
     formatSize(one.donatedBytes),
     formatSize(one.reservedBytes),
     formatSize(one.residentBytes),
@@ -147,16 +148,28 @@ export function describeMount(mount: MountStatus): string[] {
     ...describeLocalMemory(mount),
     `fuse: ${formatSize(of(fuse, 'readBytes'))} read, ${formatSize(of(fuse, 'writeBytes'))} written, ${of(fuse, 'errors')} errors`,
   ];
-  const fabric = (typeof mount['fabric'] === 'object' && mount['fabric'] !== null ? mount['fabric'] : {}) as Record<
-    string,
-    Record<string, unknown>
-  >;
-  for (const [id, appliance] of Object.entries(fabric)) {
-    const count = numbers(appliance);
-    lines.push(
-      `appliance ${id}: ${String(appliance['transport'])}, ${String(appliance['state'])}; ${of(count, 'operations')} operations, ` +
-        `${formatSize(of(count, 'bytesRead'))} read, ${formatSize(of(count, 'bytesWritten'))} written, ${of(count, 'failures')} failures`,
-    );
+  for (const [id, appliance] of Object.entries(fabricOf(mount))) lines.push(...describeAppliance(id, appliance));
+  return lines;
+}
+
+function describeAppliance(id: string, appliance: ApplianceStatistics): string[] {
+  const breaker = appliance.state === 'down' ? 'down: refused at once, and probed' : appliance.state;
+  const lines = [
+    `appliance ${id}: ${appliance.transport}, ${breaker}; ${describeCounters(appliance)}` +
+      (appliance.breakerOpenings > 0 ? `; ${appliance.refused} refused while it was down (${appliance.breakerOpenings} times)` : ''),
+  ];
+  const links = appliance.links.filter(({ address }) => address !== '');
+  if (links.length > 1) {
+    for (const link of links)
+      lines.push(`  link ${link.transport} ${link.address}: ${link.connections > 0 ? 'up' : 'not connected'}; ${describeCounters(link)}`);
   }
   return lines;
 }
+
+function describeCounters(of: LinkCounters): string {
+  const [half, most] = [percentileNs(of, 0.5), percentileNs(of, 0.99)];
+  const times = half === undefined || most === undefined ? '' : `, half within ${formatTime(half)}, 99 % within ${formatTime(most)}`;
+  return `${of.operations} operations${times}, ${formatSize(of.bytesRead)} read, ${formatSize(of.bytesWritten)} written, ${of.failures} failures, ${of.retries} retries`;
+}
+
+const formatTime = (ns: number): string => (ns < 1e6 ? `${Math.round(ns / 1e3)} us` : `${Math.round(ns / 1e6)} ms`);

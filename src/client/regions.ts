@@ -33,11 +33,11 @@ export class KnownRegions {
 
   putAppliances(appliances: readonly ApplianceInfo[]): void {
     this.up.clear();
-    for (const { id, hostId, address, port, linkName, incarnation, verbs, state } of appliances) {
+    for (const { id, hostId, address, port, linkName, incarnation, verbs, state, moreEndpoints = [] } of appliances) {
       // One that is down keeps its last address: native finds out by itself, and it may come back there.
       if (state !== 'up') continue;
       this.up.add(id);
-      this.native.putAppliance({ id, hostId, address, port, linkName, incarnation, verbs: verbs === true });
+      this.native.putAppliance({ id, hostId, address, port, moreEndpoints, linkName, incarnation, verbs: verbs === true });
       this.lose(
         [...this.known].filter(([, where]) => where.appliance === id && where.incarnation !== incarnation).map(([region]) => region),
       );

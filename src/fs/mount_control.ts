@@ -12,6 +12,7 @@ import { chmod, mkdir, rm } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { ExtmemError } from '../base/errors.js';
+import { fabricMetrics, fabricOf } from './fabric_statistics.js';
 import type { Residency } from './residency.js';
 
 const ASK_TIMEOUT_MS = 10_000;
@@ -112,7 +113,7 @@ export function askMount(runtimeDir: string, mountPoint: string, method: 'GET' |
   });
 }
 
-/** Every number of the statistics as a gauge, named by where it stands in them. */
+/** Every number of the statistics as a gauge, named by where it stands in them; the fabric's with labels. */
 export function metricsOf(statistics: Record<string, unknown>, mountPoint: string): string {
   const label = `{mount="${mountPoint.replace(/[\\"]/g, (character) => `\\${character}`).replace(/\n/g, '\\n')}"}`;
   const lines: string[] = [];
@@ -121,7 +122,9 @@ export function metricsOf(statistics: Record<string, unknown>, mountPoint: strin
     else if (typeof value === 'object' && value !== null)
       for (const [key, inner] of Object.entries(value)) visit(`${name}_${snakeCase(key)}`, inner);
   };
-  visit('extmem_mount', statistics);
+  const { fabric: _, ...rest } = statistics;
+  visit('extmem_mount', rest);
+  lines.push(...fabricMetrics(fabricOf(statistics), mountPoint));
   return `${lines.join('\n')}\n`;
 }
 

@@ -15,6 +15,7 @@ struct Proxy::Link {
   UniqueFd client, server;
   bool held = false;  // under Proxy::lock_
   bool held_as_new = false;
+  std::atomic<bool> lost{false};
   std::thread forth, back;
 };
 
@@ -62,6 +63,12 @@ void Proxy::let_new_go() {
   changed_.notify_all();
 }
 
+void Proxy::mend() {
+  std::lock_guard guard(lock_);
+  for (auto& link : links_) link->lost = true;
+  black_hole_ = false;
+}
+
 void Proxy::let_go() {
   std::lock_guard guard(lock_);
   holding_new_ = false;
@@ -93,7 +100,7 @@ void Proxy::forward(Link& link, int from, int to, bool from_client) {
   std::array<char, 65536> buffer;
   for (;;) {
     ssize_t got = recv(from, buffer.data(), buffer.size(), 0);
-    if (black_hole_) {
+    if (black_hole_ || link.lost) {
       if (got <= 0) return;
       continue;
     }

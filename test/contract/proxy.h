@@ -29,6 +29,8 @@ class Proxy {
   void let_go();
   /// From now on nothing passes in either direction, on any connection, old or new: a cut cable.
   void black_hole() { black_hole_ = true; }
+  /// The cable is whole again. On the connections there were, too much is missing: they stay silent.
+  void mend();
 
  private:
   struct Link;

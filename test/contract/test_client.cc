@@ -130,9 +130,24 @@ void TestClient::close_fabrics() {
   }
 }
 
+fabric::LinkTotals TestClient::totals(fabric::Appliance& appliance) {
+  std::lock_guard guard(appliance.lock);
+  fabric::LinkTotals sum;
+  for (auto& one : appliance.statistics) one->add_to(sum);
+  return sum;
+}
+
 fabric::Appliance& TestClient::add_appliance(const ApplianceProcess& process, uint16_t port) {
   return directory_.put_appliance("appliance-" + process.link_name(), kHost, host_address(),
                                   port != 0 ? port : process.port(), process.link_name(), process.incarnation());
+}
+
+fabric::Appliance& TestClient::add_appliance(const ApplianceProcess& process, const std::vector<uint16_t>& ports) {
+  std::vector<fabric::Endpoint> more;
+  for (size_t index = 1; index < ports.size(); ++index)
+    more.push_back({.address = host_address(), .port = ports[index]});
+  return directory_.put_appliance("appliance-" + process.link_name(), "another-host", host_address(), ports[0], "",
+                                  process.incarnation(), false, more);
 }
 
 fabric::Region& TestClient::add_region(fabric::Appliance& appliance, uint64_t id, uint64_t bytes, uint32_t rights) {

@@ -48,6 +48,8 @@ class TestClient {
 
   fabric::Directory& directory() { return directory_; }
   fabric::Appliance& add_appliance(const ApplianceProcess& process, uint16_t port = 0);
+  /// Reached by these ports of the host, a link each.
+  fabric::Appliance& add_appliance(const ApplianceProcess& process, const std::vector<uint16_t>& ports);
   fabric::Region& add_region(fabric::Appliance& appliance, uint64_t id, uint64_t bytes,
                              uint32_t rights = kRead | kWrite);
 
@@ -60,6 +62,8 @@ class TestClient {
   Status read(fabric::Region& region, uint64_t offset, std::vector<uint8_t>& into, unsigned reactor = 0);
   Status write(fabric::Region& region, uint64_t offset, const std::vector<uint8_t>& data, unsigned reactor = 0);
   Status put_record(fabric::Region& region, uint64_t ino, const std::string& text);
+  /// Of all transports, links and reactors.
+  static fabric::LinkTotals totals(fabric::Appliance& appliance);
   void close_fabrics();
 
  private:

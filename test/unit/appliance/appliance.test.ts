@@ -17,7 +17,7 @@ const memoryBytes = 64 * 1024 ** 2;
 
 /** Regions are names and sizes; every call is noted. */
 class NotedServer implements RegionServer {
-  readonly port = 4711;
+  readonly ports = [4711];
   readonly servesVerbs = false;
   readonly notes: string[] = [];
   readonly regions = new Map<number, number>();

@@ -18,7 +18,7 @@ const MIB = 1024 * 1024;
 /** Regions without bytes. */
 class PaperServer implements RegionServer {
   readonly servesVerbs = false;
-  readonly port = 4711;
+  readonly ports = [4711];
   private readonly regions = new Map<number, number>();
 
   constructor(private readonly options: RegionServerOptions) {}
