@@ -449,7 +449,7 @@ bool Connection::send_descriptor(const ReplyHeader& reply, int fd, bool& sent) {
 Connection::Step Connection::begin_payload(const RequestHeader& header, Status status) {
   if (header.length > protocol::kMaxRecordBytes) {
     refuse("a request larger than anything that is allowed");
-    return Step::close;
+    status = Status::bad_request;  // what follows is dropped, not kept
   }
   const auto op = static_cast<Op>(header.op);
   Attachment* attached = nullptr;
