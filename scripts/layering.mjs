@@ -11,12 +11,13 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 /** Which layers each layer of native/ may include, besides itself. region and fabric speak the same protocol and never know each other. */
 const below = {
   base: [],
-  region: ['base'],
+  store: ['base'],
+  region: ['base', 'store'],
   fabric: ['base'],
   extent: ['base', 'fabric'],
   cache: ['base', 'fabric', 'extent'],
   fuse: ['base', 'fabric', 'extent', 'cache'],
-  binding: ['base', 'region', 'fabric', 'extent', 'cache', 'fuse'],
+  binding: ['base', 'store', 'region', 'fabric', 'extent', 'cache', 'fuse'],
 };
 
 /** Tests, benchmarks and test programs put both ends together. */
