@@ -435,7 +435,8 @@ void handle_fsync(Worker& worker, Request& request) {
 void handle_fallocate(Worker& worker, Request& request) {
   const auto& in = request.as<fuse_fallocate_in>();
   if ((in.mode & ~static_cast<uint32_t>(FALLOC_FL_KEEP_SIZE)) != 0) return handle_control(worker, request);
-  if (in.length == 0 || in.offset > cache::kMaxFileBytes - in.length) return worker.reply_error(request.ticket, EFBIG);
+  const bool fits = in.length <= cache::kMaxFileBytes && in.offset <= cache::kMaxFileBytes - in.length;
+  if (in.length == 0 || !fits) return worker.reply_error(request.ticket, EFBIG);
   serve_allocate(worker, request.ticket, handle_of(in.fh), in);
 }
 

@@ -106,8 +106,11 @@ Session::Rings Session::make_rings() {
 
 MountResult Session::begin(Rings rings) {
   MountResult mounted = mount_fuse(options_.mount_point);
-  if (mounted.fd < 0) return mounted;
-  device_fd_ = mounted.fd;
+  return mounted.fd < 0 ? mounted : serve(mounted.fd, std::move(rings));
+}
+
+MountResult Session::serve(int fd, Rings rings) {
+  device_fd_ = fd;
   Handshake handshake = shake_hands(device_fd_, !rings.empty());
   kernel_maps_direct_ = handshake.maps_direct;
   kernel_drops_written_ = handshake.drops_written;
@@ -130,7 +133,7 @@ MountResult Session::begin(Rings rings) {
     make_workers({});
   }
   int error = start_workers();
-  if (error == 0) return mounted;
+  if (error == 0) return {.fd = fd, .code = {}, .message = {}};
   uring_refused_ = std::string("the queues of FUSE over io_uring cannot be opened: ") + strerror(error);
   retreat();
   return {-1, "EOPNOTSUPP", uring_refused_};

@@ -42,6 +42,9 @@ class Session {
 
   /// Mounts and starts the workers. On failure fd < 0 with the reason.
   MountResult start();
+  using Rings = std::vector<std::unique_ptr<IoRing>>;
+  /// The same of a descriptor that INIT comes by; it is the session's from now on.
+  MountResult serve(int fd, Rings rings = {});
   const char* kind() const { return over_uring_ ? "io_uring" : "/dev/fuse"; }
   /// Why io_uring is not used although it was wanted (automatic); empty: it is, or was not to be had here.
   const std::string& uring_refused() const { return uring_refused_; }
@@ -75,7 +78,6 @@ class Session {
   ControlSink& sink() { return sink_; }
 
  private:
-  using Rings = std::vector<std::unique_ptr<IoRing>>;
   MountResult begin(Rings rings);
   Rings make_rings();
   void make_workers(Rings rings);

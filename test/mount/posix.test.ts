@@ -354,6 +354,17 @@ data.count(b'.')`;
       await a.do('os.close(fd)');
     });
 
+    test('fallocate beyond the longest file there can be says so, however long the range', async () => {
+      await a.do(`fd = os.open(name, os.O_RDWR | os.O_CREAT)`);
+      for (const [offset, length] of [
+        [0, 2 ** 60],
+        [2 ** 44, 4096],
+        [4096, 2 ** 44],
+      ]) {
+        expect(await a.do(`failure(fallocate, fd, 1, ${offset}, ${length})`)).toBe('EFBIG');
+      }
+    });
+
     test('fallocate: mode 0 reserves and grows, KEEP_SIZE only reserves', async () => {
       await a.do(`fd = os.open(name, os.O_RDWR | os.O_CREAT); fallocate(fd, 0, 1000, 100_000)`);
       expect(await a.do(`s = os.fstat(fd); s.st_size, s.st_blocks * 512 >= 100_000, get(name) == bytes(101_000)`)).toEqual([
