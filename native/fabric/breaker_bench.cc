@@ -21,11 +21,11 @@ using namespace extmem::contract;
 namespace {
 
 constexpr uint64_t kRegionBytes = 4u << 20;
-constexpr uint64_t kRoundNs = 1'000'000'000;
+constexpr uint64_t kRoundNs = 500'000'000;
 constexpr uint64_t kAskEveryNs = 1'000'000;
 /// Long enough for every attempt and the breaker.
 constexpr uint64_t kSettleNs = 5'000'000'000;
-constexpr int kRounds = 7;
+constexpr int kRounds = 11;
 
 void sleep_ns(uint64_t ns) {
   timespec nap{.tv_sec = static_cast<time_t>(ns / 1'000'000'000), .tv_nsec = static_cast<long>(ns % 1'000'000'000)};
@@ -123,11 +123,22 @@ double measure(Reader& reader) {
   return reader.p99_us();
 }
 
-void report(const char* what, std::vector<double> rounds, double base) {
+struct Spread {
+  double median, least, most;
+};
+
+Spread spread_of(std::vector<double> rounds) {
   std::sort(rounds.begin(), rounds.end());
-  const double median = rounds[rounds.size() / 2];
-  std::printf("%-34s p99 %8.1f us (%.1f to %.1f)  %.2f of before\n", what, median, rounds.front(), rounds.back(),
-              base == 0 ? 1.0 : median / base);
+  return {.median = rounds[rounds.size() / 2], .least = rounds.front(), .most = rounds.back()};
+}
+
+/// Each round is compared with what was before in the same round.
+void report(const char* what, const std::vector<double>& rounds, const std::vector<double>& before) {
+  std::vector<double> ratios(rounds.size());
+  for (size_t round = 0; round < rounds.size(); ++round) ratios[round] = rounds[round] / before[round];
+  const Spread p99 = spread_of(rounds), ratio = spread_of(std::move(ratios));
+  std::printf("%-30s p99 %8.1f us (%.1f to %.1f), %.2f of before (%.2f to %.2f)\n", what, p99.median, p99.least,
+              p99.most, ratio.median, ratio.least, ratio.most);
 }
 
 }  // namespace
@@ -155,10 +166,8 @@ int main() {
     sleep_ns(2'000'000'000);
     asker.stop();
   }
-  std::sort(well.begin(), well.end());
-  const double base = well[well.size() / 2];
-  report("both are well", well, 0);
-  report("the other is slow", slow, base);
-  report("the other has just stopped", dying, base);
-  report("the other is known to be dead", dead, base);
+  report("both are well", well, well);
+  report("the other is slow", slow, well);
+  report("the other has just stopped", dying, well);
+  report("the other is known to be dead", dead, well);
 }
