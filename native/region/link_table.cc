@@ -1,6 +1,7 @@
 #include "region/link_table.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace extmem::region {
 
@@ -22,17 +23,21 @@ Status LinkTable::enter(const Link& link, uint32_t link_generation, std::weak_pt
 
 size_t LinkTable::fence(const ClientRange& clients) {
   std::vector<std::shared_ptr<Killable>> dead;
+  size_t met = 0;
   {
     std::lock_guard guard(lock_);
     refuse_locked(clients);
     auto entry = links_.lower_bound(Link{.client = clients.first, .client_generation = 0, .link = 0});
+    std::optional<uint64_t> before;
     while (entry != links_.end() && entry->first.client <= clients.last) {
+      if (before != entry->first.client) ++met;
+      before = entry->first.client;
       if (auto connection = entry->second.connection.lock()) dead.push_back(std::move(connection));
       entry = links_.erase(entry);
     }
   }
   for (auto& connection : dead) connection->kill(Status::fenced);
-  return dead.size();
+  return met;
 }
 
 /// Together with what it overlaps or touches it is one range.

@@ -42,7 +42,7 @@ class LinkTable {
   };
   /// ok, or fenced. On ok the link's earlier connection is dead.
   protocol::Status enter(const Link& link, uint32_t link_generation, std::weak_ptr<Killable> connection);
-  /// Kills the connections of these clients and refuses them for good; answers how many links died.
+  /// Kills the connections of these clients and refuses them for good; answers how many of them had been here.
   size_t fence(const ClientRange& clients);
   bool fenced(uint64_t client) const;
   size_t fenced_ranges() const;

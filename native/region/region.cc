@@ -133,10 +133,19 @@ Status Region::check_range(uint64_t offset, uint64_t bytes) const {
 std::optional<Outcome> Region::check_read(uint64_t offset, uint64_t bytes) {
   Use use(*this);
   if (!use) return std::nullopt;
-  return outcome(check_range(offset, bytes));
+  Status status = check_range(offset, bytes);
+  // Its bytes are promised before they are sent: what a holder of the descriptor has cut off is not.
+  struct stat found {};
+  if (status == Status::ok && (fstat(fd_.get(), &found) != 0 || static_cast<uint64_t>(found.st_size) < offset + bytes))
+    status = Status::not_present;
+  return outcome(status);
 }
 
-std::optional<Outcome> Region::check_write(uint64_t offset, uint64_t bytes) { return check_read(offset, bytes); }
+std::optional<Outcome> Region::check_write(uint64_t offset, uint64_t bytes) {
+  Use use(*this);
+  if (!use) return std::nullopt;
+  return outcome(check_range(offset, bytes));
+}
 
 std::optional<Outcome> Region::read(uint64_t offset, std::span<uint8_t> into) {
   Use use(*this);
@@ -263,7 +272,8 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable
   grow_sealed_ = true;
   // Opened anew, never duplicated: flags of a shared file description (O_APPEND, say) would be the client's to set.
   const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
-  UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
+  // Without waiting: a holder may have a lease on it, which it need not give back for 45 s.
+  UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
   if (!fd) return HandOver{outcome(Status::denied), {}};
   holders_.insert(client);
   return HandOver{outcome(Status::ok), std::move(fd)};
@@ -319,27 +329,38 @@ bool Region::is_lent(uint64_t number) {
 }
 
 void Region::revoke(const std::function<bool(uint64_t client)>& meant) {
+  bool others_hold = false;
   {
     // Their connections are dead by now, so none can become a holder after this look.
     std::lock_guard guard(holders_lock_);
     if (std::none_of(holders_.begin(), holders_.end(), meant)) return;
+    others_hold = !std::all_of(holders_.begin(), holders_.end(), meant);
   }
   Exclusive exclusive(*this);
-  if (!destroyed_ && !move_to_fresh(bytes_)) destroy_held();  // half a region is worse than none
+  if (!destroyed_ && !move_to_fresh(bytes_, others_hold)) destroy_held();  // half a region is worse than none
+}
+
+/// Whether no write(2) to the memfd is taken any more. A holder that may write can seal it against seals.
+bool Region::stop_writers() {
+  if (fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) return true;
+  const int seals = fcntl(fd_.get(), F_GET_SEALS);
+  return seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
 }
 
 /// The old memfd refuses honest writers first (they come and ask again), is copied, and ends up empty: mappings of it
-/// fault and descriptors of it read short.
-bool Region::move_to_fresh(uint64_t bytes) {
+/// fault and descriptors of it read short. Where they cannot be refused, what they write meanwhile would be lost
+/// without a word: false.
+bool Region::move_to_fresh(uint64_t bytes, bool others_hold) {
   end_lending(0, bytes_);
-  fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+  if (!stop_writers() && others_hold) return false;
   UniqueFd fresh = make_memfd(id_, bytes);
   if (!fresh) return false;
   std::vector<uint8_t> buffer(kCopyBytes);
   for (uint64_t end = std::min(bytes, bytes_); end > 0;) {
     const uint64_t begin = (end - 1) / kMoveChunkBytes * kMoveChunkBytes;
     if (!copy_data(fd_.get(), fresh.get(), begin, end, buffer)) return false;
-    if (ftruncate(fd_.get(), static_cast<off_t>(begin)) != 0) break;  // a holder sealed it: it is left to itself
+    // Where a holder has sealed it against that, the old memory lives as long as that holder.
+    [[maybe_unused]] int cut = ftruncate(fd_.get(), static_cast<off_t>(begin));
     end = begin;
   }
   fd_ = std::move(fresh);
@@ -359,7 +380,7 @@ Status Region::resize(uint64_t bytes) {
   if (!thin_ && after > before && !account_.reserve(after - before)) return Status::no_space;
   bool done = false;
   if (bytes > bytes_ && grow_sealed_) {
-    done = move_to_fresh(bytes);
+    done = move_to_fresh(bytes, true);
     if (!done) destroy_held();
   } else {
     if (bytes < bytes_) end_lending(bytes, bytes_ - bytes);

@@ -102,7 +102,8 @@ class Region {
   std::optional<Outcome> update_word(uint64_t offset, uint64_t desired, const uint64_t* expected);
   uint64_t missing_bytes(uint64_t offset, uint64_t bytes) const;
   void recount_thin();
-  bool move_to_fresh(uint64_t bytes);
+  bool stop_writers();
+  bool move_to_fresh(uint64_t bytes, bool others_hold);
   void end_lending(uint64_t offset, uint64_t bytes);
   bool is_lent(uint64_t number);
   Status clear_within_chunk(uint64_t offset, uint64_t bytes);

@@ -171,10 +171,11 @@ Status Server::punch_region(uint64_t id, uint64_t offset, uint64_t bytes) {
 
 void Server::fence_clients(std::span<const ClientRange> clients) {
   // First the connections: afterwards no descriptor can be handed to them any more.
-  for (const ClientRange& range : clients) service_.links.fence(range);
+  size_t met = 0;
+  for (const ClientRange& range : clients) met += service_.links.fence(range);
   auto fenced = [this](uint64_t client) { return service_.links.fenced(client); };
   for (auto& region : service_.regions.all()) region->revoke(fenced);
-  service_.fenced_clients.fetch_add(1, std::memory_order_relaxed);
+  service_.fenced_clients.fetch_add(met, std::memory_order_relaxed);
 }
 
 std::vector<RegionInfo> Server::list_regions() const {

@@ -1,10 +1,10 @@
 // Starts, drives, stops and kills an appliance process (appliance_main.cc).
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <string>
+
+#include "contract/line_process.h"
 
 namespace extmem::contract {
 
@@ -29,15 +29,13 @@ class ApplianceProcess {
   };
   ApplianceProcess() : ApplianceProcess(Options{}) {}
   explicit ApplianceProcess(const Options& options);
-  ~ApplianceProcess();
-  ApplianceProcess(const ApplianceProcess&) = delete;
-
   /// One line there, one line back.
-  std::string command(const std::string& line);
+  std::string command(const std::string& line) { return process_.command(line); }
   int status(const std::string& line) { return std::stoi(command(line)); }
-  void signal(int number);
+  void signal(int number) { process_.signal(number); }
   /// SIGKILL, and waits for its end.
-  void kill();
+  void kill() { process_.kill(); }
+  pid_t pid() const { return process_.pid(); }
 
   uint16_t port() const { return port_; }
   const std::string& link_name() const { return options_.link_name; }
@@ -45,8 +43,7 @@ class ApplianceProcess {
 
  private:
   Options options_;
-  pid_t pid_ = -1;
-  int to_ = -1, from_ = -1;
+  LineProcess process_{"appliance"};
   uint16_t port_ = 0;
 };
 
