@@ -40,6 +40,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
          InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
          InstanceMethod<&RegionServer::punch_region>("punchRegion"),
          InstanceMethod<&RegionServer::fence_clients>("fenceClients"),
+         InstanceMethod<&RegionServer::offer_memory>("offerMemory"),
          InstanceMethod<&RegionServer::list_regions>("listRegions"),
          InstanceMethod<&RegionServer::list_records>("listRecords"),
          InstanceMethod<&RegionServer::remove_record>("removeRecord"), InstanceMethod<&RegionServer::memory>("memory"),
@@ -117,6 +118,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
           "punching a region");
   }
 
+  void offer_memory(const Napi::CallbackInfo& info) { server(info.Env()).offer_memory(to_u64(info[0])); }
+
   /// Moving regions copies memory: on a thread of its own, so that heartbeats go on.
   Napi::Value fence_clients(const Napi::CallbackInfo& info) {
     auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
@@ -171,7 +174,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   Napi::Value memory(const Napi::CallbackInfo& info) {
     auto memory = server(info.Env()).memory();
     Napi::Object object = Napi::Object::New(info.Env());
-    object.Set("donatedBytes", from_u64(info.Env(), memory.donated));
+    object.Set("donatedBytes", from_u64(info.Env(), memory.offered));
     object.Set("reservedBytes", from_u64(info.Env(), memory.reserved));
     object.Set("residentBytes", from_u64(info.Env(), memory.resident));
     return object;

@@ -1,4 +1,4 @@
-// What the appliance donates and what of it is spoken for. Any thread.
+// What the appliance offers and what of it is spoken for. Any thread.
 #pragma once
 
 #include <atomic>
@@ -9,9 +9,9 @@ namespace extmem::region {
 class MemoryAccount {
  public:
   explicit MemoryAccount(uint64_t donated_bytes)
-      : donated_(donated_bytes), record_limit_(kRecordBaseBytes + donated_bytes / kRecordShare) {}
+      : offered_(donated_bytes), record_limit_(kRecordBaseBytes + donated_bytes / kRecordShare) {}
 
-  bool reserve(uint64_t bytes) { return add_within(reserved_, bytes, donated_); }
+  bool reserve(uint64_t bytes) { return add_within(reserved_, bytes, offered()); }
   void release(uint64_t bytes) { reserved_.fetch_sub(bytes, std::memory_order_relaxed); }
   /// What is there already, whatever the limit says.
   void count(uint64_t bytes) { reserved_.fetch_add(bytes, std::memory_order_relaxed); }
@@ -21,7 +21,9 @@ class MemoryAccount {
   bool reserve_record(uint64_t bytes) { return add_within(records_, bytes, record_limit_); }
   void release_record(uint64_t bytes) { records_.fetch_sub(bytes, std::memory_order_relaxed); }
 
-  uint64_t donated() const { return donated_; }
+  /// Less, or again as much as was donated, while the host is short of memory. What is reserved stays, also above it.
+  void offer(uint64_t bytes) { offered_.store(bytes, std::memory_order_relaxed); }
+  uint64_t offered() const { return offered_.load(std::memory_order_relaxed); }
   uint64_t reserved() const { return reserved_.load(std::memory_order_relaxed); }
 
  private:
@@ -36,7 +38,7 @@ class MemoryAccount {
     return true;
   }
 
-  const uint64_t donated_;
+  std::atomic<uint64_t> offered_;
   const uint64_t record_limit_;
   std::atomic<uint64_t> reserved_{0};
   std::atomic<uint64_t> records_{0};

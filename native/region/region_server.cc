@@ -31,6 +31,7 @@ class Server final : public RegionServer {
   Status destroy_region(uint64_t id) override;
   Status punch_region(uint64_t id, uint64_t offset, uint64_t bytes) override;
   void fence_clients(std::span<const ClientRange> clients) override;
+  void offer_memory(uint64_t bytes) override { service_.account.offer(bytes); }
   std::vector<RegionInfo> list_regions() const override;
   std::optional<RegionInfo> region(uint64_t id) const override;
   std::vector<RecordInfo> list_records() const override;
@@ -213,7 +214,7 @@ Status Server::remove_record(uint64_t region_id, uint64_t ino) {
 }
 
 Memory Server::memory() const {
-  Memory memory{.donated = service_.account.donated(), .reserved = service_.account.reserved(), .resident = 0};
+  Memory memory{.offered = service_.account.offered(), .reserved = service_.account.reserved(), .resident = 0};
   for (auto& region : service_.regions.all()) memory.resident += region->info().resident_bytes;
   return memory;
 }

@@ -41,7 +41,7 @@ struct ListenPoint {
 };
 
 struct Memory {
-  uint64_t donated, reserved, resident;
+  uint64_t offered, reserved, resident;
 };
 
 struct Counters {
@@ -81,6 +81,8 @@ class RegionServer {
   /// Kills every grant of these clients: their connections are closed, and regions whose descriptor one of them was
   /// given move to fresh memfds. When it returns, nothing of those clients can write any more.
   virtual void fence_clients(std::span<const ClientRange> clients) = 0;
+  /// From now on regions are made and grow within so much; what there is stays.
+  virtual void offer_memory(uint64_t bytes) = 0;
   virtual std::vector<RegionInfo> list_regions() const = 0;
   virtual std::optional<RegionInfo> region(uint64_t id) const = 0;
   virtual std::vector<RecordInfo> list_records() const = 0;  ///< file records kept beside regions

@@ -17,8 +17,10 @@ import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
 import type { RegionServer, RegionServerOptions } from '../binding/index.js';
+import { readHealth, worries } from './health.js';
 import { findLocalAddress } from './local_address.js';
-import { availableBytes } from './memory.js';
+import { spareMemory, type Spare } from './memory.js';
+import { offerOf, type Offer } from './offer.js';
 
 export interface ListenPoint {
   address?: string | undefined;
@@ -36,10 +38,12 @@ export interface ApplianceOptions {
   /** What clients are told instead, address by address. */
   advertise?: readonly string[] | undefined;
   threads?: number | undefined;
-  /** More than is available now may be donated. */
+  /** More than is available may be donated, and the offer is not lowered when the host is short of memory. */
   force?: boolean | undefined;
   logger: Logger;
   startServer(options: RegionServerOptions): RegionServer;
+  /** What the host can spare; tests pass a host of their own. */
+  spare?: (() => Spare) | undefined;
 }
 
 export interface Appliance {
@@ -71,11 +75,12 @@ export async function startAppliance(options: ApplianceOptions): Promise<Applian
 
 function checkMemory(memoryBytes: number, force: boolean): void {
   if (memoryBytes < 1) throw new ExtmemError('EINVAL', 'an appliance must donate some memory; say how much with --memory, as in 8G');
-  const available = availableBytes();
-  if (memoryBytes > available && !force) {
+  const spare = spareMemory();
+  if (memoryBytes > spare.bytes && !force) {
+    const where = spare.boundBy === 'cgroup' ? "within this memory cgroup's limit" : 'here now';
     throw new ExtmemError(
       'ENOMEM',
-      `cannot donate ${formatSize(memoryBytes)}: only ${formatSize(available)} are available here now; donate less, or add --force`,
+      `cannot donate ${formatSize(memoryBytes)}: only ${formatSize(spare.bytes)} are available ${where}; donate less, or add --force`,
     );
   }
 }
@@ -91,6 +96,7 @@ class Member implements Appliance {
   private closed: Promise<void> | undefined;
   private following: Promise<void> | undefined;
   private problem: string | undefined = 'not registered yet';
+  private offer: Offer;
   private readonly log: Logger;
 
   constructor(
@@ -102,6 +108,7 @@ class Member implements Appliance {
     if (Math.max(listen.length, options.advertise?.length ?? 0) > MAX_LINKS)
       throw new ExtmemError('EINVAL', `an appliance can have ${MAX_LINKS} addresses at most; name fewer with --listen and --advertise`);
     this.points = listen.map(({ address = localAddress, port = 0 }) => ({ address, port }));
+    this.offer = { bytes: options.memoryBytes, state: 'whole' };
     this.log = options.logger.child({ appliance: options.id });
   }
 
@@ -130,6 +137,8 @@ class Member implements Appliance {
       endpoints: this.endpoints,
       registered: this.problem === undefined,
       memory: server?.memory() ?? {},
+      offer: this.offer.state,
+      health: readHealth(),
       counters: server?.counters() ?? {},
     };
   }
@@ -234,6 +243,7 @@ class Member implements Appliance {
       incarnation: this.incarnation,
       ...(server.servesVerbs && { verbs: true }),
       ...server.memory(),
+      offer: this.offer.state,
       state: 'up',
     };
   }
@@ -250,9 +260,24 @@ class Member implements Appliance {
   private beat(session: ManagerSession, heartbeatMs: number): void {
     const timer = setInterval(() => {
       // A lost heartbeat needs no answer here: the session ends by itself when the manager is silent.
-      session.call('heartbeat', this.running().memory()).catch(() => undefined);
+      this.adjustOffer();
+      session.call('heartbeat', { ...this.running().memory(), offer: this.offer.state }).catch(() => undefined);
     }, heartbeatMs);
     void session.closed.then(() => clearInterval(timer));
+  }
+
+  /** Less than was donated while the host is short of memory. */
+  private adjustOffer(): void {
+    const { memoryBytes, force, spare = spareMemory } = this.options;
+    const server = this.running();
+    const before = this.offer;
+    if (force !== true) this.offer = offerOf(memoryBytes, spare(), server.memory());
+    if (this.offer.bytes !== before.bytes) server.offerMemory(this.offer.bytes);
+    if (this.offer.state === before.state) return;
+    const figures = { offered: formatSize(this.offer.bytes), donated: formatSize(memoryBytes) };
+    if (this.offer.state === 'whole') this.log.info(figures, 'this machine has memory to spare again; all that was donated is offered');
+    else if (this.offer.state === 'lowered') this.log.warn(figures, 'this machine is short of memory; less is offered');
+    else this.log.error(figures, 'this machine cannot give what is in regions already: free memory, or remove files');
   }
 
   /** Waits for the session's end, then comes back to the manager, until close(). */
@@ -314,6 +339,10 @@ class Member implements Appliance {
         return done;
       }),
       fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
+      health: () => {
+        const health = readHealth();
+        return { health, worries: worries(health) };
+      },
       listRegions: on((server) => ({ regions: server.listRegions() })),
       listRecords: on((server) => ({ records: server.listRecords() })),
       removeRecords: on((server, { records }) => {

@@ -64,6 +64,11 @@ const Port = Type.Integer({ minimum: 1, maximum: 65535 });
 export const Endpoint = Type.Object({ address: Type.String(), port: Port });
 export type Endpoint = Static<typeof Endpoint>;
 
+/** What an appliance gives of what it was told to donate: all, or less because its host is short of memory; `short`: less than what is
+ *  in regions already. */
+export const OfferState = Type.Union([Type.Literal('whole'), Type.Literal('lowered'), Type.Literal('short')]);
+export type OfferState = Static<typeof OfferState>;
+
 export const ApplianceInfo = Type.Object({
   id: Type.String({ minLength: 1, maxLength: 64 }),
   hostId: Type.String(),
@@ -76,6 +81,7 @@ export const ApplianceInfo = Type.Object({
   donatedBytes: Bytes,
   reservedBytes: Bytes,
   residentBytes: Bytes,
+  offer: Type.Optional(OfferState),
   state: Type.Union([Type.Literal('up'), Type.Literal('down')]),
 });
 export type ApplianceInfo = Static<typeof ApplianceInfo>;
@@ -380,7 +386,8 @@ export const applianceOperations = {
       regions: Type.Array(Id),
     }),
   ),
-  heartbeat: operation(Type.Object({ donatedBytes: Bytes, reservedBytes: Bytes, residentBytes: Bytes }), Empty),
+  /** `donatedBytes` is what is offered now. */
+  heartbeat: operation(Type.Object({ donatedBytes: Bytes, reservedBytes: Bytes, residentBytes: Bytes, offer: OfferState }), Empty),
   goodbye: operation(Empty, Empty),
 } as const;
 
@@ -392,6 +399,49 @@ export const RegionInfo = Type.Object({
 });
 export type RegionInfo = Static<typeof RegionInfo>;
 
+export const Sensor = Type.Object({
+  chip: Type.String(),
+  label: Type.String(),
+  value: Type.Number(),
+  critical: Type.Optional(Type.Number()), // the chip calls anything from here on critical
+});
+export type Sensor = Static<typeof Sensor>;
+
+/** Per cent of the last ten seconds in which some, or all, tasks waited for it. */
+const Pressure = Type.Object({ someOf10s: Type.Number(), allOf10s: Type.Number() });
+
+/** What is absent, the machine has no sensor for, or does not show here (a virtual machine, a container). */
+export const ApplianceHealth = Type.Object({
+  temperatures: Type.Optional(Type.Array(Sensor)), // degrees Celsius
+  voltages: Type.Optional(Type.Array(Sensor)), // V
+  fans: Type.Optional(Type.Array(Sensor)), // turns per minute
+  /** Since the machine started. */
+  memoryErrors: Type.Optional(Type.Array(Type.Object({ controller: Type.String(), corrected: Type.Number(), uncorrected: Type.Number() }))),
+  power: Type.Optional(
+    Type.Array(
+      Type.Object({
+        source: Type.String(),
+        kind: Type.String(),
+        online: Type.Optional(Type.Boolean()),
+        percent: Type.Optional(Type.Number()),
+        status: Type.Optional(Type.String()),
+      }),
+    ),
+  ),
+  blockDevices: Type.Optional(
+    Type.Array(
+      Type.Object({
+        device: Type.String(),
+        readOnly: Type.Boolean(),
+        state: Type.Optional(Type.String()),
+        errors: Type.Optional(Type.Number()),
+      }),
+    ),
+  ),
+  pressure: Type.Optional(Type.Object({ memory: Pressure, cpu: Pressure, io: Pressure })),
+});
+export type ApplianceHealth = Static<typeof ApplianceHealth>;
+
 /** Asked by the manager of an appliance. Codes: ENOSPC, EEXIST, ENOENT, EINVAL. */
 export const appliancePushes = {
   createRegion: operation(Type.Object({ region: Id, bytes: Bytes, thin: Type.Boolean() }), Empty),
@@ -401,6 +451,8 @@ export const appliancePushes = {
   /** All clients that are dead, not only those that died since. */
   fence: operation(Type.Object({ dead: ClientRanges }), Empty),
   listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),
+  /** A5, and what of it somebody should look at. */
+  health: operation(Empty, Type.Object({ health: ApplianceHealth, worries: Type.Array(Type.String()) })),
   listRecords: operation(Empty, Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id, record: Blob })) })),
   /** Those that are not there are no error. */
   removeRecords: operation(Type.Object({ records: Type.Array(Type.Object({ region: Id, ino: Id })) }), Empty),

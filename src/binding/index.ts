@@ -41,10 +41,11 @@ export interface RegionServer {
   destroyRegion(region: number): void;
   punchRegion(region: number, offset: number, length: number): void;
   fenceClients(clients: { first: number; last: number }[]): Promise<void>;
+  offerMemory(bytes: number): void; // regions are made and grow within so much from now on
   listRegions(): NativeRegionInfo[];
   listRecords(): { region: number; ino: number; record: Uint8Array }[];
   removeRecord(region: number, ino: number): void;
-  memory(): { donatedBytes: number; reservedBytes: number; residentBytes: number };
+  memory(): { donatedBytes: number; reservedBytes: number; residentBytes: number }; // donated: what is offered now
   counters(): Record<string, number>;
   takeTrace(): TracePoint[];
   close(): void;

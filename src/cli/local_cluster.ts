@@ -5,7 +5,7 @@
  */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { availableBytes } from '../appliance/memory.js';
+import { spareMemory } from '../appliance/memory.js';
 import { codeOf, ExtmemError } from '../base/errors.js';
 import { formatExactSize, formatSize } from '../base/size.js';
 import { UsageError } from './exit.js';
@@ -47,7 +47,7 @@ export class LocalCluster {
     this.tokenFile = join(dir, 'manager/token');
     this.applianceCount = settings.required('appliances');
     if (this.applianceCount < 1 || this.applianceCount > 64) throw new UsageError('--appliances must be 1 to 64');
-    this.memoryBytes = settings.optional('memory') ?? Math.min(mostMemory, Math.floor(availableBytes() / 4));
+    this.memoryBytes = settings.optional('memory') ?? Math.min(mostMemory, Math.floor(spareMemory().bytes / 4));
     // Warnings only, unless somebody asked for more.
     const level = settings.origin('logLevel');
     this.logLevel = level.from === 'default' ? 'warn' : settings.required('logLevel');

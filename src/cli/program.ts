@@ -150,6 +150,16 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
   ],
   [
     {
+      usage: 'health',
+      summary: 'what the machines of the appliances say of themselves: sensors, memory errors, power, disks, pressure',
+      details: 'What a machine has no sensor for is shown as absent. Exits with 1 when there is something to look at.',
+      settings: managerSettings,
+      examples: ['extmem health', 'extmem health --json --manager 10.0.0.1'],
+    },
+    async () => (await import('./health.js')).runHealth,
+  ],
+  [
+    {
       usage: 'evict [paths...]',
       summary: "drop what is clean, from a mount's cache and the kernel's: of files, or of whole mounts",
       details:

@@ -59,7 +59,7 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
   }
   const rows = appliances.map((one) => [
     one.id,
-    one.state,
+    one.offer === undefined || one.offer === 'whole' ? one.state : `${one.state}, short of memory`,
     formatEndpoints([one, ...(one.moreEndpoints ?? [])]),
     formatSize(one.donatedBytes),
     formatSize(one.reservedBytes),

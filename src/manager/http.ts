@@ -26,7 +26,7 @@ import { clientConnection } from './client_handlers.js';
 import { limits } from './limits.js';
 import { renderMetrics } from './metrics.js';
 import type { Parts } from './parts.js';
-import { describeSpace, describeStatus } from './status.js';
+import { describeHealth, describeSpace, describeStatus } from './status.js';
 
 export interface HttpOptions {
   token: string;
@@ -116,6 +116,9 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
     '/v1/appliances',
     { schema: { summary: 'Known appliances', response: { 200: Type.Object({ appliances: Type.Array(ApplianceInfo) }) } } },
     () => ({ appliances: parts.applianceInfos() }),
+  );
+  app.get('/v1/health', { schema: { summary: 'What the machines of the appliances say of themselves', response: { 200: Anything } } }, () =>
+    describeHealth(parts),
   );
   app.get<{ Querystring: Static<typeof ListQuery> }>(
     '/v1/allocations',

@@ -1,8 +1,10 @@
 /**
  * What the manager says of itself: the pool, the appliances, the clients.
  */
-import type { ApplianceInfo } from '../base/messages.js';
+import { messageOf } from '../base/errors.js';
+import type { ApplianceHealth, ApplianceInfo } from '../base/messages.js';
 import { PROTOCOL_VERSION } from '../base/protocol.js';
+import type { Appliance } from './appliances.js';
 import type { Parts } from './parts.js';
 
 export interface Space {
@@ -52,6 +54,23 @@ export function describeSpace(parts: Parts): SpaceAnswer {
     freeBytes: sum((one) => one.freeBytes),
     appliances,
   };
+}
+
+export interface HealthAnswer {
+  /** Without `health` it could not be asked, and `worries` says why. */
+  appliances: { id: string; health?: ApplianceHealth; worries: string[] }[];
+}
+
+/** A5: asked now, of all appliances at once. */
+export async function describeHealth({ appliances }: Parts): Promise<HealthAnswer> {
+  const ask = async (appliance: Appliance): Promise<HealthAnswer['appliances'][number]> => {
+    const { id } = appliance;
+    const said = await appliances.call(appliance, 'health', {}).catch((error: unknown) => ({ worries: [messageOf(error)] }));
+    const { offer } = appliance.info;
+    const offered = offer === 'lowered' || offer === 'short' ? ['it is short of memory and offers less than was donated'] : [];
+    return { id, ...said, worries: [...said.worries, ...offered] };
+  };
+  return { appliances: await Promise.all(appliances.all().map(ask)) };
 }
 
 export function describeStatus(parts: Parts): StatusAnswer {

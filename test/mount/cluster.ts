@@ -106,18 +106,14 @@ export class TestCluster {
   }
 
   startAppliance(id: string, ...flags: string[]): Promise<Role> {
-    return this.spawnRole(id, [
-      'appliance',
-      '--manager',
-      this.manager,
-      '--id',
-      id,
-      '--memory',
-      this.options.memory ?? '512M',
-      '--listen',
-      '127.0.0.1',
-      ...flags,
-    ]);
+    return this.startApplianceWith([], id, ...flags);
+  }
+
+  /** The same behind a command that runs another, as `nice` does. */
+  startApplianceWith(runner: readonly string[], id: string, ...flags: string[]): Promise<Role> {
+    const memory = this.options.memory ?? '512M';
+    const parameters = ['appliance', '--manager', this.manager, '--id', id, '--memory', memory, '--listen', '127.0.0.1', ...flags];
+    return this.spawnRole(id, parameters, runner);
   }
 
   startMount(name: string, ...flags: string[]): Promise<MountRole> {

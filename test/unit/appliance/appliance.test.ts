@@ -43,6 +43,9 @@ class NotedServer implements RegionServer {
   async fenceClients(clients: { first: number; last: number }[]): Promise<void> {
     for (const { first, last } of clients) this.notes.push(`fence ${first}-${last}`);
   }
+  offerMemory(bytes: number): void {
+    this.notes.push(`offer ${bytes}`);
+  }
   listRegions() {
     return [...this.regions].map(([region, bytes]) => ({ region, bytes, residentBytes: 0, thin: false }));
   }

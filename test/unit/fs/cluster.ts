@@ -36,6 +36,7 @@ class PaperServer implements RegionServer {
   fenceClients(): Promise<void> {
     return Promise.resolve();
   }
+  offerMemory(): void {}
   listRegions(): { region: number; bytes: number; residentBytes: number; thin: boolean }[] {
     return [...this.regions].map(([region, bytes]) => ({ region, bytes, residentBytes: 0, thin: false }));
   }

@@ -178,6 +178,7 @@ export class TestAppliance {
         this.events.push(...ask.dead.map(({ first, last }) => `fence ${first}-${last}`));
         return done;
       },
+      health: () => ({ health: {}, worries: [] }),
       listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),
       listRecords: () => ({ records: this.records }),
       removeRecords: () => done,
@@ -190,6 +191,7 @@ export class TestAppliance {
       destroyRegions: dispatch('destroyRegions'),
       punch: dispatch('punch'),
       fence: dispatch('fence'),
+      health: dispatch('health'),
       listRegions: dispatch('listRegions'),
       listRecords: dispatch('listRecords'),
       removeRecords: dispatch('removeRecords'),
