@@ -217,8 +217,10 @@ void Peer::on_room() {
 
 // ---- losing a connection
 
-/// What another reactor has found out stays until somebody gets through.
+/// What another reactor has found out stays until somebody gets through. Of several links one is enough.
 void Peer::note_state(PeerState state) {
+  const bool others = appliance_.connections.load(std::memory_order_acquire) > 0;
+  if (others && appliance_.link_count.load(std::memory_order_acquire) > 1) return;
   PeerState before = appliance_.state.load(std::memory_order_acquire);
   while (before != PeerState::down && !appliance_.state.compare_exchange_weak(before, state)) {
   }
@@ -226,7 +228,10 @@ void Peer::note_state(PeerState state) {
 
 WireConnection::Unfinished Peer::retire() {
   auto lost = std::move(connection_);
-  if (lost->ready()) statistics_->count_disconnected();
+  if (lost->ready()) {
+    appliance_.connections.fetch_sub(1, std::memory_order_acq_rel);
+    statistics_->count_disconnected();
+  }
   lost->close();
   auto unfinished = lost->release();
   retired_.push_back(std::move(lost));
@@ -266,8 +271,11 @@ void Peer::on_lost(Status status, const std::string& reason) {
 
 void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) {
   begin_round();
-  end_doubt();  // nothing of this client is taken there any more
-  if (status == Status::fenced) directory_.fenced.store(true, std::memory_order_release);
+  if (status ==
+      Status::fenced) {  // told by who has proved to be the appliance: it takes nothing of this client any more
+    end_doubt();
+    directory_.fenced.store(true, std::memory_order_release);
+  }
   refusal_ = status;
   refused_until_ns_ = monotonic_ns() + kRefusalNs;
   appliance_.state.store(PeerState::idle, std::memory_order_release);
@@ -281,6 +289,7 @@ void Peer::settle_refusal(Status status, WireConnection::Unfinished unfinished) 
     }
   }
   fail_all(failed);
+  if (in_doubt_) arm_before(refused_until_ns_);
 }
 
 /// The appliance has been restarted since we were told of it: what we had there is gone.
@@ -300,10 +309,7 @@ void Peer::settle_stale(WireConnection::Unfinished unfinished) {
 void Peer::settle_outage(Status status, bool was_ready, WireConnection::Unfinished unfinished) {
   const bool was_going_home = route_.going_home();
   begin_round();
-  if (was_going_home && !was_ready) {
-    stay_away(monotonic_ns());
-    return waiting_.empty() ? void() : connect(monotonic_ns());
-  }
+  if (was_going_home && !was_ready) return stay_away(monotonic_ns());
   OperationList failed;
   retry_or_fail(unfinished.sent, status, true, failed);
   retry_or_fail(unfinished.untouched, status, false, failed);
@@ -417,7 +423,9 @@ void Peer::on_timer() {
   const uint64_t now = monotonic_ns();
   if (connection_) connection_->check(now);
   if (now >= waiting_expires_ns_) expire_waiting(now);
-  if (down_ && !connection_ && now >= probe_ns_) connect(now);
+  const bool probes = down_ && now >= probe_ns_;
+  const bool fences = !down_ && in_doubt_ && now >= refused_until_ns_;
+  if (!connection_ && (probes || fences)) connect(now);
   if (now >= route_.home_ns()) go_home(now);
   if (connection_ && connection_->ready()) on_room();
   arm_next(now);
@@ -443,6 +451,7 @@ void Peer::arm_next(uint64_t now) {
   uint64_t due = std::min(waiting_expires_ns_, route_.home_ns());
   if (connection_) due = std::min(due, connection_->next_check_ns());
   if (down_ && !connection_) due = std::min(due, std::max(probe_ns_, now));
+  if (!down_ && !connection_ && in_doubt_) due = std::min(due, std::max(refused_until_ns_, now));
   if (due != UINT64_MAX) arm_before(due);
 }
 

@@ -134,6 +134,7 @@ void Peer::note_connected() {
   }
   statistics_ = &statistics_for(kind, address);
   statistics_->count_connected();
+  appliance_.connections.fetch_add(1, std::memory_order_acq_rel);
   if (kind == TransportKind::shm) return;
   const uint64_t now = monotonic_ns();
   route_.note_connected(now, used_lately(now));
@@ -155,6 +156,7 @@ void Peer::prepare() {
 void Peer::stay_away(uint64_t now) {
   route_.stay_away(now, used_lately(now));
   arm_before(route_.home_ns());
+  if (!connection_ && !waiting_.empty()) connect(now);
 }
 
 /// Nothing is under way, so that the connection which is given up for it need not be fenced.

@@ -81,6 +81,7 @@ struct Appliance {
   uint32_t index = 0;         ///< position in the Directory
   std::atomic<PeerState> state{PeerState::idle};
   std::atomic<TransportKind> transport{TransportKind::automatic};  ///< in use, once connected
+  std::atomic<uint32_t> connections{0};                            ///< ready ones, of all reactors and links
   std::atomic<uint32_t> link_count{1};                             ///< of endpoints, as far as they count
   /// Endpoints by which somebody has failed to get through since anybody last did.
   std::array<std::atomic<bool>, kMaxLinks> failed{};
