@@ -8,6 +8,7 @@
       "cflags!": ["-fno-exceptions"],
       "cflags_cc!": ["-fno-exceptions", "-std=gnu++17", "-std=gnu++1y", "-fno-rtti"],
       "cflags_cc": ["-std=c++20", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type", "-fexceptions", "-fvisibility=hidden"],
+      "libraries": ["-lzstd"],
       "conditions": [["OS!='linux'", { "sources": ["extmem_runs_on_linux_only"] }]]
     }
   ]

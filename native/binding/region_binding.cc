@@ -1,11 +1,14 @@
 // class RegionServer of src/binding/index.ts.
 #include <errno.h>
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 #include <thread>
 
 #include "base/trace.h"
 #include "binding/convert.h"
+#include "binding/job_thread.h"
 #include "binding/main_thread.h"
 #include "binding/mount_binding.h"
 #include "region/region_server.h"
@@ -32,20 +35,29 @@ int errno_of(region::Status status) {
 class RegionServer final : public Napi::ObjectWrap<RegionServer> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(
-        env, "RegionServer",
-        {InstanceAccessor<&RegionServer::ports>("ports"), InstanceAccessor<&RegionServer::serves_verbs>("servesVerbs"),
-         InstanceMethod<&RegionServer::create_region>("createRegion"),
-         InstanceMethod<&RegionServer::resize_region>("resizeRegion"),
-         InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
-         InstanceMethod<&RegionServer::punch_region>("punchRegion"),
-         InstanceMethod<&RegionServer::fence_clients>("fenceClients"),
-         InstanceMethod<&RegionServer::offer_memory>("offerMemory"),
-         InstanceMethod<&RegionServer::list_regions>("listRegions"),
-         InstanceMethod<&RegionServer::list_records>("listRecords"),
-         InstanceMethod<&RegionServer::remove_record>("removeRecord"), InstanceMethod<&RegionServer::memory>("memory"),
-         InstanceMethod<&RegionServer::counters>("counters"), InstanceMethod<&RegionServer::take_trace>("takeTrace"),
-         InstanceMethod<&RegionServer::close>("close")});
+    return DefineClass(env, "RegionServer",
+                       {InstanceAccessor<&RegionServer::ports>("ports"),
+                        InstanceAccessor<&RegionServer::serves_verbs>("servesVerbs"),
+                        InstanceAccessor<&RegionServer::incarnation>("incarnation"),
+                        InstanceMethod<&RegionServer::create_region>("createRegion"),
+                        InstanceMethod<&RegionServer::resize_region>("resizeRegion"),
+                        InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
+                        InstanceMethod<&RegionServer::punch_region>("punchRegion"),
+                        InstanceMethod<&RegionServer::fence_clients>("fenceClients"),
+                        InstanceMethod<&RegionServer::offer_memory>("offerMemory"),
+                        InstanceMethod<&RegionServer::list_regions>("listRegions"),
+                        InstanceMethod<&RegionServer::list_records>("listRecords"),
+                        InstanceMethod<&RegionServer::remove_record>("removeRecord"),
+                        InstanceMethod<&RegionServer::memory>("memory"),
+                        InstanceMethod<&RegionServer::counters>("counters"),
+                        InstanceMethod<&RegionServer::take_trace>("takeTrace"),
+                        InstanceMethod<&RegionServer::restored>("restored"),
+                        InstanceMethod<&RegionServer::store_status>("storeStatus"),
+                        InstanceMethod<&RegionServer::persist>("persist"),
+                        InstanceMethod<&RegionServer::persist_last>("persistLast"),
+                        InstanceMethod<&RegionServer::settle_freed>("settleFreed"),
+                        InstanceMethod<&RegionServer::settle_destroyed>("settleDestroyed"),
+                        InstanceMethod<&RegionServer::close>("close")});
   }
 
   explicit RegionServer(const Napi::CallbackInfo& info)
@@ -67,6 +79,11 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     options.incarnation = u64_of(object, "incarnation");
     options.donated_bytes = u64_of(object, "donatedBytes");
     options.threads = static_cast<unsigned>(u64_of(object, "threads"));
+    if (object.Get("store").IsObject()) {
+      auto store = object.Get("store").As<Napi::Object>();
+      options.store = store_of(store);
+      on_progress_ = Napi::Persistent(store.Get("onProgress").As<Napi::Function>());
+    }
     on_refused_ = Napi::Persistent(object.Get("onRefused").As<Napi::Function>());
     options.on_refused = [this](const std::string& peer, const std::string& why) {
       main_thread_.run([this, peer, why](Napi::Env env) {
@@ -75,11 +92,13 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     };
     if (object.Get("trace").ToBoolean()) trace::enabled.store(true);
     std::string error;
-    server_ = region::RegionServer::create(options, error);
+    bool store_failed = false;
+    server_ = region::RegionServer::create(options, error, &store_failed);
     if (server_ == nullptr) {
       main_thread_.close();
-      throw coded_error(info.Env(), "EADDRINUSE", error);
+      throw coded_error(info.Env(), store_failed ? "ESTORE" : "EADDRINUSE", error);
     }
+    jobs_ = std::make_unique<JobThread>();
   }
   ~RegionServer() override { shut_down(); }
 
@@ -101,6 +120,10 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
   Napi::Value serves_verbs(const Napi::CallbackInfo& info) {
     return Napi::Boolean::New(info.Env(), server(info.Env()).serves_verbs());
+  }
+
+  Napi::Value incarnation(const Napi::CallbackInfo& info) {
+    return from_u64(info.Env(), server(info.Env()).incarnation());
   }
 
   void create_region(const Napi::CallbackInfo& info) {
@@ -195,20 +218,120 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
 
   Napi::Value take_trace(const Napi::CallbackInfo& info) { return from_trace(info.Env()); }
 
+  static region::RegionServer::StoreOptions store_of(const Napi::Object& object) {
+    region::RegionServer::StoreOptions options;
+    options.path = string_of(object, "path");
+    options.limit_bytes = u64_of(object, "limitBytes");
+    options.compress = bool_of(object, "compress");
+    options.key = to_bytes(object.Get("key"));
+    options.lazily = bool_of(object, "lazily");
+    return options;
+  }
+
+  Napi::Value restored(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto& regions = server(env).restored();
+    Napi::Array list = Napi::Array::New(env, regions.size());
+    for (uint32_t index = 0; index < regions.size(); ++index) {
+      Napi::Object one = Napi::Object::New(env);
+      one.Set("region", from_u64(env, regions[index].region));
+      one.Set("bytes", from_u64(env, regions[index].bytes));
+      one.Set("exact", Napi::Boolean::New(env, regions[index].exact));
+      list.Set(index, one);
+    }
+    return list;
+  }
+
+  Napi::Value store_status(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto status = server(env).store_status();
+    if (!status) return env.Undefined();
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("usedBytes", from_u64(env, status->used_bytes));
+    object.Set("limitBytes", from_u64(env, std::min(status->limit_bytes, uint64_t{1} << 53)));
+    object.Set("commits", from_u64(env, status->commits));
+    object.Set("writtenBytes", from_u64(env, status->written_bytes));
+    object.Set("persistedBytes", from_u64(env, status->persisted_bytes));
+    object.Set("damagedBlocks", from_u64(env, status->damaged_blocks));
+    object.Set("nsPerMebibyte", from_u64(env, status->ns_per_mebibyte));
+    object.Set("absentBytes", from_u64(env, status->absent_bytes));
+    object.Set("damagedPages", from_u64(env, status->damaged_pages));
+    object.Set("broken", Napi::String::New(env, status->broken));
+    return object;
+  }
+
+  /// Runs on the thread for what waits for a disk; what it answers is why it failed, or nothing.
+  Napi::Value run_job(Napi::Env env, std::function<std::string(region::RegionServer&)> job) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+    auto& server = this->server(env);
+    jobs_->run([this, &server, job = std::move(job), deferred] {
+      std::string error = job(server);
+      main_thread_.run([deferred, error](Napi::Env env) {
+        if (error.empty())
+          deferred->Resolve(env.Undefined());
+        else
+          deferred->Reject(coded_error(env, "ESTORE", error).Value());
+      });
+    });
+    return deferred->Promise();
+  }
+
+  static std::vector<uint64_t> numbers_of(const Napi::Value& value) {
+    std::vector<uint64_t> numbers;
+    auto list = value.As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) numbers.push_back(to_u64(list.Get(index)));
+    return numbers;
+  }
+
+  void tell_progress(const region::RegionServer::PersistProgress& progress) {
+    main_thread_.run([this, progress](Napi::Env env) {
+      if (server_ != nullptr)
+        on_progress_.Call({from_u64(env, progress.done_bytes), from_u64(env, progress.total_bytes)});
+    });
+  }
+
+  Napi::Value persist(const Napi::CallbackInfo& info) {
+    return run_job(info.Env(), [this, regions = numbers_of(info[0])](auto& server) {
+      return server.persist(regions, [this](auto& progress) { tell_progress(progress); });
+    });
+  }
+  Napi::Value persist_last(const Napi::CallbackInfo& info) {
+    return run_job(info.Env(), [this](auto& server) {
+      return server.persist_last([this](auto& progress) { tell_progress(progress); });
+    });
+  }
+
+  Napi::Value settle_freed(const Napi::CallbackInfo& info) {
+    std::vector<region::RegionServer::Piece> pieces;
+    auto list = info[0].As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto piece = list.Get(index).As<Napi::Object>();
+      pieces.push_back(
+          {.region = u64_of(piece, "region"), .offset = u64_of(piece, "offset"), .bytes = u64_of(piece, "length")});
+    }
+    return run_job(info.Env(), [pieces = std::move(pieces)](auto& server) { return server.settle_freed(pieces); });
+  }
+  Napi::Value settle_destroyed(const Napi::CallbackInfo& info) {
+    return run_job(info.Env(),
+                   [regions = numbers_of(info[0])](auto& server) { return server.settle_destroyed(regions); });
+  }
+
   void close(const Napi::CallbackInfo&) { shut_down(); }
 
   void shut_down() {
     if (server_ == nullptr) return;
     if (fencing_.joinable()) fencing_.join();
+    jobs_.reset();
     server_->close();
     server_.reset();
     main_thread_.close();
   }
 
   MainThread main_thread_;
-  Napi::FunctionReference on_refused_;
+  Napi::FunctionReference on_refused_, on_progress_;
   std::unique_ptr<region::RegionServer> server_;
-  std::thread fencing_;  // the latest fence; one at a time
+  std::unique_ptr<JobThread> jobs_;  // what waits for the store; uses server_
+  std::thread fencing_;              // the latest fence; one at a time
 };
 
 }  // namespace

@@ -47,10 +47,11 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     known = std::prev(appliances_.end());
   }
   Appliance& appliance = **known;
-  bool restarted;
+  bool restarted, moved;
   {
     std::lock_guard appliance_guard(appliance.lock);
     restarted = appliance.incarnation != 0 && appliance.incarnation != incarnation;
+    moved = appliance.port != port || appliance.address != address || appliance.link_name != link_name;
     appliance.host_id = host_id;
     std::vector<Endpoint> endpoints{{.address = address, .port = port}};
     endpoints.insert(endpoints.end(), more.begin(), more.end());
@@ -68,9 +69,9 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     for (auto& [region_id, region] : regions_) {
       if (region->appliance == &appliance) region->state.store(RegionState::lost, std::memory_order_release);
     }
-    // Told by somebody who knows: it is worth trying at once.
-    appliance.state.store(PeerState::idle, std::memory_order_release);
   }
+  // Told by somebody who knows: it is worth trying at once. Moved, it goes on with what it has.
+  if (restarted || moved) appliance.state.store(PeerState::idle, std::memory_order_release);
   return appliance;
 }
 

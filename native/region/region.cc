@@ -103,7 +103,9 @@ std::shared_ptr<Region> Region::create(const Shape& shape, MemoryAccount& accoun
     return nullptr;
   }
   const uint64_t reserved = shape.thin ? 0 : round_to_page(shape.bytes);
-  if (!account.reserve(reserved)) {
+  if (shape.restored) {
+    account.count(reserved);
+  } else if (!account.reserve(reserved)) {
     status = Status::no_space;
     return nullptr;
   }
@@ -118,7 +120,12 @@ std::shared_ptr<Region> Region::create(const Shape& shape, MemoryAccount& accoun
 }
 
 Region::Region(const Shape& shape, MemoryAccount& account, UniqueFd fd)
-    : id_(shape.id), thin_(shape.thin), account_(account), fd_(std::move(fd)), bytes_(shape.bytes) {}
+    : id_(shape.id),
+      thin_(shape.thin),
+      account_(account),
+      fd_(std::move(fd)),
+      bytes_(shape.bytes),
+      blocks_(shape.kept ? std::make_unique<BlockState>(shape.bytes) : nullptr) {}
 
 Region::~Region() {
   if (!destroyed_) destroy_held();
@@ -130,27 +137,50 @@ Status Region::check_range(uint64_t offset, uint64_t bytes) const {
   return Status::ok;
 }
 
+BlockState::Presence Region::presence(uint64_t offset, uint64_t bytes, bool replaces) {
+  if (!blocks_) return BlockState::Presence::here;
+  uint64_t block = 0;
+  const auto found = blocks_->presence(offset, bytes, replaces, block);
+  if (found == BlockState::Presence::absent) on_absent(*this, block);
+  return found;
+}
+
+/// Held. nullopt: it is being fetched from the store.
+std::optional<Outcome> Region::check(uint64_t offset, uint64_t bytes, bool replaces) {
+  if (Status status = check_range(offset, bytes); status != Status::ok) return outcome(status);
+  switch (presence(offset, bytes, replaces)) {
+    case BlockState::Presence::here:
+      return outcome(Status::ok);
+    case BlockState::Presence::absent:
+      return std::nullopt;
+    case BlockState::Presence::damaged:
+      break;
+  }
+  return outcome(Status::not_present);
+}
+
 std::optional<Outcome> Region::check_read(uint64_t offset, uint64_t bytes) {
   Use use(*this);
   if (!use) return std::nullopt;
-  Status status = check_range(offset, bytes);
+  auto checked = check(offset, bytes, false);
   // Its bytes are promised before they are sent: what a holder of the descriptor has cut off is not.
   struct stat found {};
-  if (status == Status::ok && (fstat(fd_.get(), &found) != 0 || static_cast<uint64_t>(found.st_size) < offset + bytes))
-    status = Status::not_present;
-  return outcome(status);
+  if (checked && checked->status == Status::ok &&
+      (fstat(fd_.get(), &found) != 0 || static_cast<uint64_t>(found.st_size) < offset + bytes))
+    return outcome(Status::not_present);
+  return checked;
 }
 
 std::optional<Outcome> Region::check_write(uint64_t offset, uint64_t bytes) {
   Use use(*this);
   if (!use) return std::nullopt;
-  return outcome(check_range(offset, bytes));
+  return check(offset, bytes, true);
 }
 
 std::optional<Outcome> Region::read(uint64_t offset, std::span<uint8_t> into) {
   Use use(*this);
   if (!use) return std::nullopt;
-  if (Status status = check_range(offset, into.size()); status != Status::ok) return outcome(status);
+  if (auto checked = check(offset, into.size(), false); !checked || checked->status != Status::ok) return checked;
   ssize_t got = pread(fd_.get(), into.data(), into.size(), static_cast<off_t>(offset));
   // Short: a holder of the descriptor has cut it. What is gone is gone, and is never told as zeros.
   return outcome(got == static_cast<ssize_t>(into.size()) ? Status::ok : Status::not_present);
@@ -167,12 +197,16 @@ std::optional<ssize_t> Region::send(int socket, uint64_t offset, size_t bytes) {
 std::optional<Outcome> Region::write(uint64_t offset, std::span<const uint8_t> data) {
   Use use(*this);
   if (!use) return std::nullopt;
+  if (auto checked = check(offset, data.size(), true); !checked || checked->status != Status::ok) return checked;
   return outcome(write_held(offset, data));
 }
 
 Status Region::write_held(uint64_t offset, std::span<const uint8_t> data) {
   if (Status status = check_range(offset, data.size()); status != Status::ok || data.empty()) return status;
-  return thin_ ? write_thin(offset, data) : write_memory(offset, data);
+  if (blocks_) blocks_->mark_changed(offset, data.size());
+  const Status status = thin_ ? write_thin(offset, data) : write_memory(offset, data);
+  if (blocks_ && status == Status::ok) blocks_->mend(offset, data.size());
+  return status;
 }
 
 Status Region::write_memory(uint64_t offset, std::span<const uint8_t> data) {
@@ -249,7 +283,7 @@ std::optional<Outcome> Region::compare_swap(uint64_t offset, uint64_t expected, 
 std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, const uint64_t* expected) {
   Use use(*this);
   if (!use) return std::nullopt;
-  if (Status status = check_range(offset, sizeof operand); status != Status::ok) return outcome(status);
+  if (auto checked = check(offset, sizeof operand, false); !checked || checked->status != Status::ok) return checked;
   if (offset % sizeof operand != 0) return outcome(Status::bad_request);
   std::lock_guard guard(atomics_lock_);
   uint64_t old = 0;
@@ -265,7 +299,8 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable
   Use use(*this);
   if (!use) return std::nullopt;
   if (destroyed_) return HandOver{outcome(Status::not_present), {}};
-  if (thin_) return HandOver{outcome(Status::denied), {}};
+  // What is not all here, or not all good, is asked for by messages.
+  if (thin_ || (blocks_ && !blocks_->settled())) return HandOver{outcome(Status::denied), {}};
   std::lock_guard guard(holders_lock_);
   // Sealed only now: a region that nobody holds can then grow in place.
   if (!grow_sealed_ && fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_GROW) != 0) return HandOver{outcome(Status::denied), {}};
@@ -276,6 +311,7 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable
   UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
   if (!fd) return HandOver{outcome(Status::denied), {}};
   holders_.insert(client);
+  if (writable) unseen_.store(true);
   return HandOver{outcome(Status::ok), std::move(fd)};
 }
 
@@ -287,7 +323,8 @@ std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender&
   if (destroyed_) return Loan{.outcome = outcome(Status::not_present), .chunk = nullptr};
   if (number > kMaxRegionBytes / protocol::kLendBytes || begin >= bytes_)
     return Loan{.outcome = outcome(Status::out_of_range), .chunk = nullptr};
-  if (thin_) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
+  if (thin_ || (blocks_ && !blocks_->settled())) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
+  if (writable) unseen_.store(true);
   const uint64_t bytes = std::min<uint64_t>(protocol::kLendBytes, round_to_page(bytes_) - begin);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), static_cast<off_t>(begin));
   if (memory == MAP_FAILED) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
@@ -376,6 +413,7 @@ Status Region::resize(uint64_t bytes) {
   if (bytes == 0 || bytes > kMaxRegionBytes) return Status::bad_request;
   Exclusive exclusive(*this);
   if (destroyed_) return Status::not_present;
+  if (blocks_ && bytes > blocks_->blocks() * BlockState::kBytes) return Status::bad_request;
   const uint64_t before = round_to_page(bytes_), after = round_to_page(bytes);
   if (!thin_ && after > before && !account_.reserve(after - before)) return Status::no_space;
   bool done = false;
@@ -402,6 +440,14 @@ Status Region::resize(uint64_t bytes) {
 Status Region::punch(uint64_t offset, uint64_t bytes) {
   Exclusive exclusive(*this);
   if (Status status = check_range(offset, bytes); status != Status::ok || bytes == 0) return status;
+  if (blocks_) {
+    blocks_->mark_changed(offset, bytes);
+    for (uint64_t block = (offset + BlockState::kBytes - 1) / BlockState::kBytes;
+         (block + 1) * BlockState::kBytes <= offset + bytes; ++block) {
+      blocks_->make_present(block);
+    }
+    blocks_->mend(offset, bytes);
+  }
   constexpr uint64_t kChunk = protocol::kLendBytes;
   const uint64_t end = offset + bytes;
   const uint64_t first_whole = (offset + kChunk - 1) / kChunk * kChunk;
@@ -496,6 +542,75 @@ std::optional<Outcome> Region::remove_record(uint64_t ino) {
 void Region::append_records(std::vector<RecordInfo>& into) const {
   std::lock_guard guard(records_lock_);
   for (auto& [ino, bytes] : records_) into.push_back({.region = id_, .ino = ino, .bytes = bytes});
+}
+
+// ---- for the keeper
+
+Region::Changes Region::begin_persist() {
+  // While nobody is in the middle of a write: whoever writes afterwards leaves a new mark.
+  Exclusive exclusive(*this);
+  Changes changes{.blocks = {}, .unseen = unseen_.load(), .bytes = destroyed_ ? 0 : bytes_};
+  for (uint64_t block = 0; block < blocks_->blocks(); ++block) {
+    if (blocks_->take_changed(block)) changes.blocks.push_back(block);
+  }
+  return changes;
+}
+
+ssize_t Region::copy_once(uint64_t block, std::span<uint8_t> into) const {
+  const uint64_t offset = block * BlockState::kBytes;
+  if (destroyed_ || offset >= bytes_) return -1;
+  const size_t bytes = std::min<uint64_t>(into.size(), bytes_ - offset);
+  const ssize_t got = pread(fd_.get(), into.data(), bytes, static_cast<off_t>(offset));
+  if (got != static_cast<ssize_t>(bytes)) return -1;
+  std::fill(into.begin() + got, into.end(), 0);
+  return got;
+}
+
+bool Region::copy_block(uint64_t block, std::span<uint8_t> into) {
+  constexpr int kTries = 4;
+  std::array<uint8_t, BlockState::kBytes> again;
+  for (int tries = 0; tries < kTries; ++tries) {
+    std::shared_lock shared(hold_);
+    if (copy_once(block, into) < 0) return false;
+    // A page that was being written while it was read may be half of each. Who writes by messages has left a mark;
+    // who writes the memory itself is found by a second look.
+    if (blocks_->changed(block)) break;
+    if (!unseen_.load()) return true;
+    if (copy_once(block, again) < 0) return false;
+    if (std::memcmp(again.data(), into.data(), into.size()) == 0) return true;
+  }
+  // Under writes without end: those by messages come again in the time of a copy.
+  Exclusive exclusive(*this);
+  return copy_once(block, into) >= 0;
+}
+
+uint64_t Region::next_with_memory(uint64_t block) const {
+  std::shared_lock shared(hold_);
+  if (destroyed_) return UINT64_MAX;
+  const off_t data = lseek(fd_.get(), static_cast<off_t>(block * BlockState::kBytes), SEEK_DATA);
+  return data < 0 ? UINT64_MAX : static_cast<uint64_t>(data) / BlockState::kBytes;
+}
+
+void Region::end_writing() {
+  Exclusive exclusive(*this);
+  if (destroyed_) return;
+  end_lending(0, bytes_);
+  fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+}
+
+void Region::fill(uint64_t block, std::span<const uint8_t> data) {
+  std::shared_lock shared(hold_);
+  const uint64_t offset = block * BlockState::kBytes;
+  if (destroyed_ || offset >= bytes_) return;
+  data = data.first(std::min<uint64_t>(data.size(), bytes_ - offset));
+  {
+    std::lock_guard guard(thin_lock_);  // of two who bring it, the later one finds it here, perhaps written to since
+    if (!blocks_->absent(block)) return;
+    // No memory for it: it is in the store still, but nobody may take what is here for it.
+    if (write_memory(offset, data) != Status::ok) blocks_->mark_damaged(block);
+    if (thin_) recount_thin();
+    blocks_->make_present(block);
+  }
 }
 
 }  // namespace extmem::region

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/socket.h"
+#include "region/block_state.h"
 #include "region/memory_account.h"
 #include "region/region_server.h"
 #include "region/wire.h"
@@ -34,11 +35,15 @@ struct Outcome {
   uint64_t value = 0;
 };
 
-class Region {
+class Region : public std::enable_shared_from_this<Region> {
  public:
   struct Shape {
     uint64_t id, bytes;
     bool thin;
+    /// There is a backing store: what its blocks are is kept (BlockState).
+    bool kept = false;
+    /// It comes out of the store: its memory is taken whatever the limit says.
+    bool restored = false;
   };
   static std::shared_ptr<Region> create(const Shape& shape, MemoryAccount& account, Status& status);
   Region(const Shape& shape, MemoryAccount& account, UniqueFd fd);
@@ -91,6 +96,26 @@ class Region {
   std::optional<Outcome> remove_record(uint64_t ino);
   void append_records(std::vector<RecordInfo>& into) const;
 
+  // The keeper's thread, of a region that is kept.
+  BlockState* blocks() { return blocks_.get(); }
+  /// Who needs an absent block asks by this; set before anybody else knows the region.
+  std::function<void(Region& region, uint64_t block)> on_absent;
+  /// Takes the marks of what has changed so far; answers whether somebody may have written who leaves none.
+  struct Changes {
+    std::vector<uint64_t> blocks;
+    bool unseen = false;
+    uint64_t bytes = 0;
+  };
+  Changes begin_persist();
+  /// A block as it is at some moment in between: page by page as somebody wrote it. Padded with zeros; false: gone.
+  bool copy_block(uint64_t block, std::span<uint8_t> into);
+  /// The first block from there on that has memory.
+  uint64_t next_with_memory(uint64_t block) const;
+  /// Of what clients were given: descriptors are written to no more, and what was lent is taken back.
+  void end_writing();
+  /// What the store had of an absent block.
+  void fill(uint64_t block, std::span<const uint8_t> data);
+
  private:
   class Use;
   class Exclusive;
@@ -109,6 +134,9 @@ class Region {
   Status clear_within_chunk(uint64_t offset, uint64_t bytes);
   Status free_memory(uint64_t offset, uint64_t bytes);
   void destroy_held();
+  BlockState::Presence presence(uint64_t offset, uint64_t bytes, bool replaces);
+  std::optional<Outcome> check(uint64_t offset, uint64_t bytes, bool replaces);
+  ssize_t copy_once(uint64_t block, std::span<uint8_t> into) const;
 
   const uint64_t id_;
   const bool thin_;
@@ -120,6 +148,10 @@ class Region {
   uint64_t bytes_;
   uint32_t epoch_ = 1;
   bool destroyed_ = false;
+
+  const std::unique_ptr<BlockState> blocks_;  // null: there is no store
+  /// A client was given writable memory, and its writes are not seen here.
+  std::atomic<bool> unseen_{false};
 
   std::mutex thin_lock_;  // one write at a time to a thin region: what it made resident is then known
   uint64_t thin_counted_ = 0;

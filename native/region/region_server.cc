@@ -2,11 +2,14 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
+#include "base/assert.h"
 #include "base/socket.h"
+#include "region/keeper.h"
 #include "region/service_thread.h"
 #include "region/verbs/verbs_acceptor.h"
 
@@ -21,6 +24,7 @@ class Server final : public RegionServer {
   explicit Server(const Options& options) : service_(options) {}
   ~Server() override { close(); }
 
+  bool open_store(const StoreOptions& options, std::string& error);
   bool open(const Options& options, std::string& error);
   uint16_t port() const override { return ports_[0]; }
   const std::vector<uint16_t>& ports() const override { return ports_; }
@@ -41,6 +45,15 @@ class Server final : public RegionServer {
   Counters counters() const override;
   void close() override;
 
+  uint64_t incarnation() const override { return service_.incarnation; }
+  const std::vector<RestoredRegion>& restored() const override { return restored_; }
+  std::optional<StoreStatus> store_status() const override;
+  std::string persist(const std::vector<uint64_t>& regions,
+                      const std::function<void(const PersistProgress&)>& tell) override;
+  std::string persist_last(const std::function<void(const PersistProgress&)>& tell) override;
+  std::string settle_freed(const std::vector<Piece>& pieces) override;
+  std::string settle_destroyed(const std::vector<uint64_t>& regions) override;
+
  private:
   bool open_tcp(const ListenPoint& point, std::string& error);
   bool open_more(const ListenPoint& point, std::string& error);
@@ -52,6 +65,8 @@ class Server final : public RegionServer {
   std::vector<uint16_t> ports_;
   bool serves_verbs_ = false;
   std::vector<std::unique_ptr<ServiceThread>> threads_;
+  std::unique_ptr<Keeper> keeper_;  // null: there is no store
+  std::vector<RestoredRegion> restored_;
   size_t next_thread_ = 0;  // the first serving thread's: it accepts
 };
 
@@ -61,8 +76,12 @@ std::string describe_failure(const std::string& what, const std::string& advice)
 
 }  // namespace
 
-std::unique_ptr<RegionServer> RegionServer::create(const Options& options, std::string& error) {
+std::unique_ptr<RegionServer> RegionServer::create(const Options& options, std::string& error, bool* store_failed) {
   auto server = std::make_unique<Server>(options);
+  if (!options.store.path.empty() && !server->open_store(options.store, error)) {
+    if (store_failed != nullptr) *store_failed = true;
+    return nullptr;
+  }
   if (!server->open(options, error)) return nullptr;
   return server;
 }
@@ -81,7 +100,27 @@ bool Server::open(const Options& options, std::string& error) {
   }
   if (!options.link_name.empty() && !open_local(options, error)) return false;
   for (auto& thread : threads_) thread->start();
+  if (keeper_) keeper_->start();
   return true;
+}
+
+bool Server::open_store(const StoreOptions& options, std::string& error) {
+  Keeper::Options asked{.path = options.path, .store = {.limit_bytes = options.limit_bytes}, .lazily = options.lazily};
+  asked.store.codec.compress = options.compress;
+  if (!options.key.empty()) {
+    auto& key = asked.store.codec.key.emplace();
+    EXTMEM_ASSERT(options.key.size() == key.size());
+    std::copy(options.key.begin(), options.key.end(), key.begin());
+  }
+  keeper_ = Keeper::open(asked, service_.regions, service_.account, error);
+  if (!keeper_) return false;
+  const uint64_t ended = keeper_->ended_incarnation();
+  restored_ = keeper_->restore();
+  if (ended != 0 && std::all_of(restored_.begin(), restored_.end(), [](auto& one) { return one.exact; }))
+    service_.incarnation = ended;
+  // Whatever is acknowledged from now on is newer than what is stored.
+  error = keeper_->begin_serving().why;
+  return error.empty();
 }
 
 /// One port for all addresses is easier on firewalls, where it can be had.
@@ -148,7 +187,8 @@ void Server::listen(std::unique_ptr<Acceptor> acceptor) {
 Status Server::create_region(uint64_t id, uint64_t bytes, bool thin) {
   if (service_.regions.find(id)) return Status::bad_request;
   Status status = Status::ok;
-  auto region = Region::create({.id = id, .bytes = bytes, .thin = thin}, service_.account, status);
+  auto region =
+      Region::create({.id = id, .bytes = bytes, .thin = thin, .kept = keeper_ != nullptr}, service_.account, status);
   if (region) service_.regions.insert(std::move(region));
   return status;
 }
@@ -167,7 +207,9 @@ Status Server::destroy_region(uint64_t id) {
 
 Status Server::punch_region(uint64_t id, uint64_t offset, uint64_t bytes) {
   auto region = service_.regions.find(id);
-  return region ? region->punch(offset, bytes) : Status::not_present;
+  if (!region) return Status::not_present;
+  if (keeper_) keeper_->bring_edges(*region, offset, bytes);
+  return region->punch(offset, bytes);
 }
 
 void Server::fence_clients(std::span<const ClientRange> clients) {
@@ -228,7 +270,33 @@ Counters Server::counters() const {
           .fenced_clients = service_.fenced_clients.load(std::memory_order_relaxed)};
 }
 
+std::optional<StoreStatus> Server::store_status() const {
+  return keeper_ ? std::optional(keeper_->status()) : std::nullopt;
+}
+
+std::string Server::persist(const std::vector<uint64_t>& regions,
+                            const std::function<void(const PersistProgress&)>& tell) {
+  return keeper_ ? keeper_->persist(regions, 0, tell).why : "there is no backing store";
+}
+
+std::string Server::persist_last(const std::function<void(const PersistProgress&)>& tell) {
+  if (!keeper_) return "there is no backing store";
+  for (auto& thread : threads_) thread->stop();
+  // Whoever was given memory on this host writes there no more.
+  for (auto& region : service_.regions.all()) region->end_writing();
+  return keeper_->persist({}, service_.incarnation, tell).why;
+}
+
+std::string Server::settle_freed(const std::vector<Piece>& pieces) {
+  return keeper_ ? keeper_->settle_freed(pieces).why : "";
+}
+
+std::string Server::settle_destroyed(const std::vector<uint64_t>& regions) {
+  return keeper_ ? keeper_->remove(regions).why : "";
+}
+
 void Server::close() {
+  if (keeper_) keeper_->stop();
   for (auto& thread : threads_) thread->stop();
   threads_.clear();
   for (auto& region : service_.regions.all()) destroy_region(region->id());

@@ -48,8 +48,35 @@ struct Counters {
   uint64_t connections, refused, operations, bytes_read, bytes_written, fenced_clients;
 };
 
+/// A region that came out of the backing store. exact: with everything that was ever acknowledged.
+struct RestoredRegion {
+  uint64_t region, bytes;
+  bool exact;
+};
+
+struct StoreStatus {
+  uint64_t used_bytes = 0, limit_bytes = 0, commits = 0, written_bytes = 0, persisted_bytes = 0, damaged_blocks = 0;
+  uint64_t ns_per_mebibyte = 0;  ///< what persisting took, when it was last more than a little; 0: not known
+  uint64_t absent_bytes = 0;     ///< of regions, still only in the store
+  uint64_t damaged_pages = 0;    ///< reads of them fail
+  std::string broken{};          ///< why nothing is persisted any more
+};
+
 class RegionServer {
  public:
+  struct StoreOptions {
+    std::string path;  ///< empty: none
+    uint64_t limit_bytes = 0;
+    bool compress = false;
+    std::vector<uint8_t> key;  ///< 32 bytes, or none
+    bool lazily = false;       ///< restored blocks come only when they are asked for
+  };
+  struct Piece {
+    uint64_t region, offset, bytes;
+  };
+  struct PersistProgress {
+    uint64_t done_bytes, total_bytes;
+  };
   struct Options {
     std::string listen_address = "127.0.0.1";
     uint16_t port = 0;                       ///< 0: chosen by the kernel
@@ -60,10 +87,12 @@ class RegionServer {
     uint64_t donated_bytes = 0;
     unsigned threads = 1;
     uint64_t poll_ns = 200'000;  ///< how long a thread polls after its last operation
+    StoreOptions store;
     std::function<void(const std::string& peer, const std::string& why)>
         on_refused;  ///< once per peer and reason; any thread
   };
-  static std::unique_ptr<RegionServer> create(const Options& options, std::string& error);
+  /// null: why is in `error`; whether it is the store's fault, in `store_failed`.
+  static std::unique_ptr<RegionServer> create(const Options& options, std::string& error, bool* store_failed = nullptr);
   virtual ~RegionServer() = default;
   /// Of the first address.
   virtual uint16_t port() const = 0;
@@ -91,6 +120,19 @@ class RegionServer {
   virtual Memory memory() const = 0;
   virtual Counters counters() const = 0;
   virtual void close() = 0;
+
+  // With a backing store. Empty, or why it failed; by one thread, not that of the others, at a time.
+  /// Options::incarnation; where the backing store has all that an earlier incarnation acknowledged, that one goes on.
+  virtual uint64_t incarnation() const = 0;
+  virtual const std::vector<RestoredRegion>& restored() const = 0;
+  virtual std::optional<StoreStatus> store_status() const = 0;
+  virtual std::string persist(const std::vector<uint64_t>& regions,
+                              const std::function<void(const PersistProgress&)>& tell) = 0;
+  /// Nobody is served from now on; everything as it was last acknowledged.
+  virtual std::string persist_last(const std::function<void(const PersistProgress&)>& tell) = 0;
+  /// After punch_region and destroy_region: the same in the store, before anybody is told that it was done.
+  virtual std::string settle_freed(const std::vector<Piece>& pieces) = 0;
+  virtual std::string settle_destroyed(const std::vector<uint64_t>& regions) = 0;
 };
 
 }  // namespace extmem::region

@@ -19,7 +19,7 @@ struct Service {
         refusals(options.on_refused) {}
 
   const Key cluster_key;
-  const uint64_t incarnation;
+  uint64_t incarnation;   // set before anybody is served
   MemoryAccount account;  // outlives the regions
   RegionTable regions;
   LinkTable links;

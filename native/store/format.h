@@ -56,9 +56,10 @@ struct Superblock {
   uint32_t encrypted;
   uint32_t root_pieces;
   uint64_t root_bytes;
+  uint64_t life;  // of the memory that is stored here, as it ended in order; 0: it went on, or ended otherwise
   std::array<uint8_t, 32> key_check;                      // HMAC-SHA-256(key, store id), when encrypted
   std::array<std::array<Piece, 2>, kMaxRootPieces> root;  // each piece twice
-  std::array<uint8_t, kSuperBytes - 88 - 32 * kMaxRootPieces> unused;
+  std::array<uint8_t, kSuperBytes - 96 - 32 * kMaxRootPieces> unused;
 };
 
 /// In the root: one for each region, by id; its chunks' and its records' pieces follow.

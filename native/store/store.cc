@@ -233,6 +233,11 @@ Verdict Store::put_records(uint64_t region, std::span<const uint8_t> records) {
   return {};
 }
 
+void Store::set_life(uint64_t life) {
+  std::lock_guard writing(write_lock_);
+  if (life_.exchange(life) != life) changed_ = true;
+}
+
 Verdict Store::commit() {
   std::lock_guard writing(write_lock_);
   return commit_held();

@@ -31,7 +31,7 @@ class Store {
  public:
   struct Options {
     uint64_t limit_bytes = 0;  ///< it does not grow beyond; 0: as much as there is
-    Codec::Options codec;
+    Codec::Options codec{};
   };
   struct RegionInfo {
     uint64_t region, bytes;
@@ -60,6 +60,9 @@ class Store {
   Verdict put_records(uint64_t region, std::span<const uint8_t> records);
   /// Whether the region is stored as it was last acknowledged.
   void set_exact(uint64_t region, bool exact);
+  /// Which life of the memory ended with what is stored, all of it; 0: none did.
+  void set_life(uint64_t life);
+  uint64_t life() const { return life_.load(); }
   Verdict commit();
 
   // Reads.
@@ -146,6 +149,7 @@ class Store {
   Space space_;
   uint64_t changed_chunks_ = 0;
   std::optional<Verdict> broken_;
+  std::atomic<uint64_t> life_{0};
   std::atomic<uint64_t> generation_{0}, bytes_written_{0}, commits_{0}, damaged_{0};
 };
 

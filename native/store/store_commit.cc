@@ -148,6 +148,7 @@ Verdict Store::write_super(uint64_t root_bytes, const std::vector<std::array<Pie
   super.key_check = codec_.key_check(store_id_);
   super.root_pieces = static_cast<uint32_t>(pieces.size());
   super.root_bytes = root_bytes;
+  super.life = life_.load();
   std::copy(pieces.begin(), pieces.end(), super.root.begin());
   const std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(&super), sizeof super);
   super.crc = crc32c(bytes);

@@ -87,6 +87,7 @@ Verdict Store::take_up(const Superblock& super) {
   if (codec_.encrypts() && codec_.key_check(store_id_) != super.key_check)
     return {Code::bad_key, "the key is not that of the store"};
   generation_.store(super.generation);
+  life_.store(super.life);
   std::vector<uint8_t> bytes;
   if (Verdict verdict = read_root(super, bytes); !verdict.ok()) return verdict;
   std::span<const uint8_t> root(bytes);

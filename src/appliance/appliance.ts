@@ -12,12 +12,13 @@ import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import { applianceOperations, appliancePushes, type ApplianceInfo, type Endpoint } from '../base/messages.js';
+import { applianceOperations, appliancePushes, type ApplianceInfo, type Ask, type Endpoint } from '../base/messages.js';
 import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
 import type { RegionServer, RegionServerOptions } from '../binding/index.js';
 import { readHealth, worries } from './health.js';
+import { Keeping, type StoreSettings } from './keeping.js';
 import { findLocalAddress } from './local_address.js';
 import { spareMemory, type Spare } from './memory.js';
 import { offerOf, type Offer } from './offer.js';
@@ -40,6 +41,8 @@ export interface ApplianceOptions {
   threads?: number | undefined;
   /** More than is available may be donated, and the offer is not lowered when the host is short of memory. */
   force?: boolean | undefined;
+  /** What is kept beyond the life of this process. */
+  store?: StoreSettings | undefined;
   logger: Logger;
   startServer(options: RegionServerOptions): RegionServer;
   /** What the host can spare; tests pass a host of their own. */
@@ -87,7 +90,7 @@ function checkMemory(memoryBytes: number, force: boolean): void {
 
 class Member implements Appliance {
   readonly id: string;
-  readonly incarnation = randomBytes(6).readUIntBE(0, 6) || 1;
+  private readonly life = randomBytes(6).readUIntBE(0, 6) || 1;
   private readonly points: readonly { address: string; port: number }[];
   private server: RegionServer | undefined;
   private clusterKey: Uint8Array | undefined;
@@ -98,6 +101,8 @@ class Member implements Appliance {
   private problem: string | undefined = 'not registered yet';
   private offer: Offer;
   private readonly log: Logger;
+  private readonly keeping: Keeping | undefined;
+  private toldRestored = false;
 
   constructor(
     private readonly options: ApplianceOptions,
@@ -110,6 +115,12 @@ class Member implements Appliance {
     this.points = listen.map(({ address = localAddress, port = 0 }) => ({ address, port }));
     this.offer = { bytes: options.memoryBytes, state: 'whole' };
     this.log = options.logger.child({ appliance: options.id });
+    if (options.store !== undefined) this.keeping = new Keeping(options.store, this.log);
+  }
+
+  /** Of the memory's contents: goes on where a backing store brought all of them back. */
+  get incarnation(): number {
+    return this.server?.incarnation ?? this.life;
   }
 
   get endpoints(): readonly Endpoint[] {
@@ -139,6 +150,7 @@ class Member implements Appliance {
       memory: server?.memory() ?? {},
       offer: this.offer.state,
       health: readHealth(),
+      store: this.keeping?.describe() ?? {},
       counters: server?.counters() ?? {},
     };
   }
@@ -155,10 +167,11 @@ class Member implements Appliance {
   private async leave(): Promise<void> {
     this.closing.abort();
     this.problem = 'closing';
+    await this.keeping?.finish();
     const { session } = this;
     if (session?.isOpen === true) {
       await session
-        .call('goodbye', {}, { timeoutMs: goodbyeTimeoutMs })
+        .call('goodbye', { kept: this.keeping !== undefined }, { timeoutMs: goodbyeTimeoutMs })
         .catch((error: unknown) => this.log.warn({ err: error }, 'the manager did not answer our goodbye'));
       session.close('appliance closed');
     }
@@ -184,9 +197,12 @@ class Member implements Appliance {
       const { clusterKey } = await session.call('join', { version: PROTOCOL_VERSION, id: this.id });
       this.acceptCluster(clusterKey);
       this.server ??= this.serve(clusterKey);
-      const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe() });
+      const restored = this.keeping === undefined || this.toldRestored ? {} : { restored: this.server.restored() };
+      const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe(), ...restored });
+      this.toldRestored = true;
       // Before anything is awaited: a region that the manager asks for after this answer must not be taken for unknown.
-      this.destroyUnknown(new Set(welcome.regions));
+      const unknown = this.destroyUnknown(new Set(welcome.regions));
+      await this.keeping?.destroyed(unknown);
       await this.running().fenceClients(welcome.dead);
       this.beat(session, welcome.heartbeatMs);
       this.problem = undefined;
@@ -211,19 +227,23 @@ class Member implements Appliance {
     const [first, ...morePoints] = this.points;
     const { address: listenAddress, port } = first ?? { address: this.localAddress, port: 0 };
     try {
-      return options.startServer({
+      const server = options.startServer({
         listenAddress,
         port,
         morePoints,
-        linkName: `extmem/${this.id}/${this.incarnation}`,
+        linkName: this.linkName,
         clusterKey,
-        incarnation: this.incarnation,
+        incarnation: this.life,
+        ...(this.keeping === undefined ? {} : { store: this.keeping.options() }),
         donatedBytes: options.memoryBytes,
         threads: options.threads ?? Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2))),
         onRefused: (peer, why) => this.log.warn({ peer, why }, 'connection refused'),
       });
+      this.keeping?.begin(server);
+      return server;
     } catch (error) {
       const { code, message } = toExtmemError(error);
+      if (code === 'ESTORE') throw new ExtmemError(code, `cannot use the backing store: ${message}`, { cause: error });
       const where = this.points.map((point) => `${point.address}:${point.port}`).join(', ');
       throw new ExtmemError(code, `cannot serve memory on ${where}: ${message}; choose another --listen address`, {
         cause: error,
@@ -239,29 +259,40 @@ class Member implements Appliance {
       hostId: readHostId(),
       ...first,
       ...(moreEndpoints.length > 0 && { moreEndpoints }),
-      linkName: `extmem/${this.id}/${this.incarnation}`,
+      linkName: this.linkName,
       incarnation: this.incarnation,
       ...(server.servesVerbs && { verbs: true }),
-      ...server.memory(),
-      offer: this.offer.state,
+      ...this.load(),
       state: 'up',
     };
   }
 
-  private destroyUnknown(known: ReadonlySet<number>): void {
+  /** Of this process: what is left of an earlier one's socket is not in the way. */
+  private get linkName(): string {
+    return `extmem/${this.id}/${this.life}`;
+  }
+
+  private load(): Ask<typeof applianceOperations, 'heartbeat'> {
+    return { ...this.running().memory(), offer: this.offer.state, ...(this.keeping === undefined ? {} : { store: this.keeping.describe() }) };
+  }
+
+  private destroyUnknown(known: ReadonlySet<number>): number[] {
     const server = this.running();
+    const unknown: number[] = [];
     for (const { region } of server.listRegions()) {
       if (known.has(region)) continue;
       this.log.info({ region }, 'destroying a region that the manager does not know');
       server.destroyRegion(region);
+      unknown.push(region);
     }
+    return unknown;
   }
 
   private beat(session: ManagerSession, heartbeatMs: number): void {
     const timer = setInterval(() => {
       // A lost heartbeat needs no answer here: the session ends by itself when the manager is silent.
       this.adjustOffer();
-      session.call('heartbeat', { ...this.running().memory(), offer: this.offer.state }).catch(() => undefined);
+      session.call('heartbeat', this.load()).catch(() => undefined);
     }, heartbeatMs);
     void session.closed.then(() => clearInterval(timer));
   }
@@ -315,6 +346,12 @@ class Member implements Appliance {
     return this.server;
   }
 
+  /** Durable, where there is a backing store. */
+  private async settled(work: Promise<void> | undefined): Promise<Record<string, never>> {
+    await work;
+    return {};
+  }
+
   /** What the manager may ask. Errors of the region server keep their code. */
   private handlers(): Handlers<typeof appliancePushes> {
     const on = <Ask, Answer>(act: (server: RegionServer, ask: Ask) => Answer) => {
@@ -332,11 +369,16 @@ class Member implements Appliance {
       resizeRegion: on((server, { region, bytes }) => (server.resizeRegion(region, bytes), done)),
       destroyRegions: on((server, { regions }) => {
         for (const region of regions) ifThere(() => server.destroyRegion(region));
-        return done;
+        return this.settled(this.keeping?.destroyed(regions));
       }),
       punch: on((server, { pieces }) => {
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
-        return done;
+        return this.settled(this.keeping?.freed(pieces));
+      }),
+      persist: on((_server, { regions }) => {
+        if (this.keeping === undefined)
+          throw new ExtmemError('ENOTSUP', `appliance ${this.id} has no backing store; start it with --store`);
+        return this.settled(this.keeping.persist(regions));
       }),
       fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
       health: () => {

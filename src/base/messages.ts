@@ -42,6 +42,7 @@ export const Attr = Type.Object({
   mtime: Time,
   ctime: Time,
   change: Bytes,
+  persisted: Type.Optional(Type.Boolean()), // its durability
 });
 export type Attr = Static<typeof Attr>;
 
@@ -69,6 +70,19 @@ export type Endpoint = Static<typeof Endpoint>;
 export const OfferState = Type.Union([Type.Literal('whole'), Type.Literal('lowered'), Type.Literal('short')]);
 export type OfferState = Static<typeof OfferState>;
 
+/** The backing store of an appliance. */
+export const StoreInfo = Type.Object({
+  usedBytes: Bytes,
+  limitBytes: Bytes,
+  absentBytes: Bytes, // restored, and still in the store only
+  damagedPages: Type.Integer(),
+  persistSeconds: Type.Number(), // what it takes to persist everything, as estimated
+  lagSeconds: Type.Optional(Type.Number()), // persisted continuously: since the last time that all was
+  batterySeconds: Type.Optional(Type.Number()),
+  broken: Type.String(), // why nothing is persisted any more; else ''
+});
+export type StoreInfo = Static<typeof StoreInfo>;
+
 export const ApplianceInfo = Type.Object({
   id: Type.String({ minLength: 1, maxLength: 64 }),
   hostId: Type.String(),
@@ -82,6 +96,7 @@ export const ApplianceInfo = Type.Object({
   reservedBytes: Bytes,
   residentBytes: Bytes,
   offer: Type.Optional(OfferState),
+  store: Type.Optional(StoreInfo),
   state: Type.Union([Type.Literal('up'), Type.Literal('down')]),
 });
 export type ApplianceInfo = Static<typeof ApplianceInfo>;
@@ -116,6 +131,10 @@ export type Lock = Static<typeof Lock>;
 
 export const LayoutName = Type.Union([Type.Literal('concat'), Type.Literal('stripe')]);
 export type LayoutName = Static<typeof LayoutName>;
+
+/** What an fsync promises: in the appliances' memory, or in their backing stores. */
+export const Durability = Type.Union([Type.Literal('memory'), Type.Literal('persisted')]);
+export type Durability = Static<typeof Durability>;
 
 export const SetAttr = Type.Object({
   mode: Type.Optional(Type.Integer()),
@@ -376,7 +395,12 @@ export const applianceOperations = {
     Type.Object({ clusterKey: Blob }),
   ),
   hello: operation(
-    Type.Object({ version: Type.Integer(), appliance: ApplianceInfo }),
+    Type.Object({
+      version: Type.Integer(),
+      appliance: ApplianceInfo,
+      /** First hello of a process: what its backing store had. exact: with all that was ever acknowledged. */
+      restored: Type.Optional(Type.Array(Type.Object({ region: Id, bytes: Bytes, exact: Type.Boolean() }))),
+    }),
     Type.Object({
       clusterKey: Blob,
       heartbeatMs: Type.Integer(),
@@ -387,8 +411,12 @@ export const applianceOperations = {
     }),
   ),
   /** `donatedBytes` is what is offered now. */
-  heartbeat: operation(Type.Object({ donatedBytes: Bytes, reservedBytes: Bytes, residentBytes: Bytes, offer: OfferState }), Empty),
-  goodbye: operation(Empty, Empty),
+  heartbeat: operation(
+    Type.Object({ donatedBytes: Bytes, reservedBytes: Bytes, residentBytes: Bytes, offer: OfferState, store: Type.Optional(StoreInfo) }),
+    Empty,
+  ),
+  /** kept: what it holds is in its backing store, and comes back with it. */
+  goodbye: operation(Type.Object({ kept: Type.Optional(Type.Boolean()) }), Empty),
 } as const;
 
 export const RegionInfo = Type.Object({
@@ -448,6 +476,8 @@ export const appliancePushes = {
   resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
   destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  /** Answered when these regions are durable as they are now. ENOTSUP: there is no backing store; ESTORE: it fails, or is full. */
+  persist: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   /** All clients that are dead, not only those that died since. */
   fence: operation(Type.Object({ dead: ClientRanges }), Empty),
   listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),

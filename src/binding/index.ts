@@ -19,6 +19,7 @@ export interface RegionServerOptions {
   donatedBytes: number;
   threads: number;
   trace?: boolean;
+  store?: RegionStoreOptions;
   onRefused(peer: string, why: string): void;
 }
 export interface TracePoint {
@@ -33,8 +34,31 @@ export interface NativeRegionInfo {
   residentBytes: number;
   thin: boolean;
 }
+/** The backing store of an appliance. */
+export interface RegionStoreOptions {
+  path: string; // file, directory or block device
+  limitBytes: number; // 0: none
+  compress: boolean;
+  key?: Uint8Array; // 32 bytes: what is stored is encrypted
+  lazily: boolean; // what was restored comes from the store only when somebody asks for it
+  onProgress(doneBytes: number, totalBytes: number): void; // of persisting
+}
+export interface StoreStatus {
+  usedBytes: number;
+  limitBytes: number;
+  commits: number;
+  writtenBytes: number;
+  persistedBytes: number;
+  damagedBlocks: number; // found not to be what was stored
+  nsPerMebibyte: number; // what persisting took lately; 0: not known yet
+  absentBytes: number; // restored, and still in the store only
+  damagedPages: number; // reads of them fail
+  broken: string; // why nothing is persisted any more; else ''
+}
 export interface RegionServer {
   readonly ports: number[]; // of listenAddress, and of morePoints
+  /** As in the options, or, where the backing store has all that an earlier one acknowledged, that one. */
+  readonly incarnation: number;
   readonly servesVerbs: boolean; // RDMA connections are taken on the same addresses and ports
   createRegion(region: number, bytes: number, thin: boolean): void;
   resizeRegion(region: number, bytes: number): void;
@@ -48,6 +72,16 @@ export interface RegionServer {
   memory(): { donatedBytes: number; reservedBytes: number; residentBytes: number }; // donated: what is offered now
   counters(): Record<string, number>;
   takeTrace(): TracePoint[];
+  /** Regions that came out of the backing store; exact: with all that was ever acknowledged. */
+  restored(): { region: number; bytes: number; exact: boolean }[];
+  storeStatus(): StoreStatus | undefined;
+  /** These regions, or all when none are named: resolves when they are durable. Rejects with ESTORE. */
+  persist(regions: number[]): Promise<void>;
+  /** Nobody is served from now on; all regions as they were last acknowledged. */
+  persistLast(): Promise<void>;
+  /** What was punched, or destroyed, is so in the backing store too when this resolves. */
+  settleFreed(pieces: { region: number; offset: number; length: number }[]): Promise<void>;
+  settleDestroyed(regions: number[]): Promise<void>;
   close(): void;
 }
 

@@ -39,6 +39,14 @@ function sizeOf(text: string): number {
   }
 }
 
+function durabilityOf(call: Invocation): { durability?: string } {
+  const durability = call.text('durability');
+  if (durability === undefined) return {};
+  if (durability !== 'memory' && durability !== 'persisted')
+    throw new UsageError(`--durability ${durability}: there are memory and persisted`);
+  return { durability };
+}
+
 export async function runCreate(call: Invocation): Promise<ExitCode> {
   const path = pathOf(argument(call, 0, 'which path to create'));
   const size = call.text('size');
@@ -48,13 +56,42 @@ export async function runCreate(call: Invocation): Promise<ExitCode> {
     'POST',
     route,
     {},
-    { path, bytes: sizeOf(size), ...(layout === undefined ? {} : { layout }) },
+    { path, bytes: sizeOf(size), ...(layout === undefined ? {} : { layout }), ...durabilityOf(call) },
   );
   if (call.json) printJson(made);
   else {
     printLine(`created ${made.path}: ${formatSize(made.bytes)}, ${made.layout}`);
     printWarning(made.warning);
   }
+  return ExitCode.ok;
+}
+
+/** Persists files, or everything; tells which appliances took part. */
+export async function runPersist(call: Invocation): Promise<ExitCode> {
+  const all = call.has('all');
+  if (all === call.args.length > 0) throw new UsageError('say which paths to persist, or --all');
+  const api = apiOf(call);
+  const persisted: { path?: string; appliances: string[] }[] = [];
+  const progress = new Progress();
+  for (const path of all ? [undefined] : call.args.map(pathOf)) {
+    progress.show(`persisting ${path ?? 'everything'} ...`);
+    const { appliances } = await api.ask<{ appliances: string[] }>('POST', '/v1/persist', {}, path === undefined ? {} : { path });
+    progress.clear();
+    persisted.push({ ...(path === undefined ? {} : { path }), appliances });
+    if (!call.json) printLine(`persisted ${path ?? 'everything'} on ${appliances.join(', ') || 'no appliance: it has no contents'}`);
+  }
+  if (call.json) printJson(persisted);
+  return ExitCode.ok;
+}
+
+/** Accepts files as a backing store brought them back. */
+export async function runRestore(call: Invocation): Promise<ExitCode> {
+  const accepted: AllocationInfo[] = [];
+  for (const path of call.args.map(pathOf)) {
+    accepted.push(await apiOf(call).ask<AllocationInfo>('POST', '/v1/restore', {}, { path }));
+    if (!call.json) printLine(`${path} can be opened again, as it was when it was last persisted`);
+  }
+  if (call.json) printJson(accepted);
   return ExitCode.ok;
 }
 
@@ -135,10 +172,12 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
     ['size', `${formatSize(found.bytes)} (${found.bytes} bytes)`],
     ['memory', `${formatSize(found.allocatedBytes)}${found.dedicated ? ', in regions of its own' : ''}`],
     ['layout', found.layout],
+    ['durability', found.durability],
     ['owner', `${attr.uid}:${attr.gid}, mode ${attr.mode.toString(8).padStart(4, '0')}`],
     ['modified', new Date(attr.mtime[0] * 1000).toISOString()],
   ];
   if (found.lost) facts.push(['state', 'LOST in part: an appliance that held some of it is gone']);
+  if (found.behind) facts.push(['state', 'BEHIND: an earlier state came back; extmem restore accepts it']);
   for (const { mountPoint, pinnedBytes } of pinned) facts.push(['pinned', `${formatSize(pinnedBytes)} in the cache of ${mountPoint}`]);
   printLine(renderFacts(facts));
   if (regions.length > 0) {

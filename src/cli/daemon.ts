@@ -17,6 +17,8 @@ export interface Running {
   banner: string;
   /** Settles when the role ends by itself: resolved when that is in order (unmounted), rejected when it failed. */
   ended?: Promise<void>;
+  /** Closing may take as long as a disk needs for all of the memory. */
+  closesSlowly?: boolean;
   close(): Promise<void>;
 }
 
@@ -68,6 +70,7 @@ async function serve(running: Running, stopped: Promise<void>): Promise<ExitCode
   });
   await Promise.race([stopped, ended]);
   const late = setTimeout(() => {
+    if (running.closesSlowly === true) return;
     printError(new ExtmemError('ETIMEDOUT', `closing took longer than ${closeTimeoutMs / 1000} s; ending without it`));
     process.exit(ExitCode.failed);
   }, closeTimeoutMs);
@@ -85,7 +88,7 @@ async function serve(running: Running, stopped: Promise<void>): Promise<ExitCode
 function waitForStop(supervised: boolean): Promise<void> {
   return new Promise((stop) => {
     let signals = 0;
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGPWR'] as const) {
       process.on(signal, () => {
         signals += 1;
         if (signals > 1 && signal === 'SIGINT') process.exit(ExitCode.interrupted);

@@ -10,6 +10,18 @@ import type { ExitCode } from './exit.js';
 import { servingSettings, type SettingName } from './settings.js';
 
 const managerSettings = ['manager', 'token', 'tokenFile', 'tlsCa'] as const;
+const storeSettings = [
+  'store',
+  'storeLimit',
+  'storeCompression',
+  'storeKeyFile',
+  'storeKey',
+  'restore',
+  'persist',
+  'persistInterval',
+  'batterySeconds',
+  'upsCommand',
+] as const;
 const mountSettings = [...servingSettings, 'name'] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
@@ -50,10 +62,13 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
     {
       usage: 'appliance',
       summary: "donate this machine's memory to a cluster",
-      settings: [...managerSettings, 'memory', 'id', 'applianceListen', 'advertise', 'serverThreads', 'http', 'logLevel'],
+      details:
+        'With --store, what is in memory is persisted when the appliance ends in order (SIGTERM, SIGPWR, --ups-command), and comes back when it starts again.',
+      settings: [...managerSettings, 'memory', 'id', 'applianceListen', 'advertise', 'serverThreads', ...storeSettings, 'http', 'logLevel'],
       flags: [['--force', 'donate more than is available now'], detach],
       examples: [
         'extmem appliance --manager 10.0.0.1 --memory 8G --token-file token',
+        'extmem appliance --manager 10.0.0.1 --token-file token --memory 8G --store /var/lib/extmem/store --store-limit 16G',
         'EXTMEM_TOKEN=... extmem appliance --manager 10.0.0.1 --memory 64G --detach',
       ],
     },
@@ -94,10 +109,40 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
       summary: 'create an allocation (a file) of a given size',
       details: 'All of its memory is reserved, or none is. Paths are those below the mount, as in /data/table.',
       settings: [...allocationSettings, 'layout'],
-      flags: [['--size <size>', 'as in 8G']],
-      examples: ['extmem create /table --size 8G', 'extmem create /scratch --size 512MiB --layout concat'],
+      flags: [
+        ['--size <size>', 'as in 8G'],
+        ['--durability <level>', "what fsync promises: memory (default), or persisted, in the appliances' backing stores"],
+      ],
+      examples: [
+        'extmem create /table --size 8G',
+        'extmem create /ledger --size 1G --durability persisted',
+        'extmem create /scratch --size 512MiB --layout concat',
+      ],
     },
     async () => (await import('./allocations.js')).runCreate,
+  ],
+  [
+    {
+      usage: 'persist [paths...]',
+      summary: "persist allocations in the appliances' backing stores",
+      details:
+        'As far as mounts have written them back: fsync, or close, comes first. Only what has changed since the last time is written.',
+      settings: allocationSettings,
+      flags: [['--all', 'everything, on every appliance that has a backing store']],
+      examples: ['extmem persist /table', 'extmem persist --all'],
+    },
+    async () => (await import('./allocations.js')).runPersist,
+  ],
+  [
+    {
+      usage: 'restore <paths...>',
+      summary: 'accept allocations that came back from a backing store without what was last written to them',
+      details:
+        'After a crash an appliance has what was last persisted. Files that had newer contents in its memory say ESTALE until they are accepted as they are; close them everywhere first.',
+      settings: allocationSettings,
+      examples: ['extmem restore /table'],
+    },
+    async () => (await import('./allocations.js')).runRestore,
   ],
   [
     {

@@ -1,7 +1,9 @@
 /** The three roles as processes: manager, appliance, mount. Each turns settings into options, starts, and says how to go on. */
+import { spawn } from 'node:child_process';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { StoreSettings } from '../appliance/index.js';
 import { codeOf } from '../base/errors.js';
 import { createLogger } from '../base/logger.js';
 import { formatSize } from '../base/size.js';
@@ -21,6 +23,7 @@ import type { Settings } from './settings.js';
 
 /** How long open files may keep a detached mount alive that was told to end. */
 const lazyEndMs = 2000;
+const upsIntervalMs = 5000;
 
 function logFileOf(name: string): string {
   return join(stateHome(), 'logs', `${name}.log`);
@@ -83,6 +86,10 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
   const listen = parseList(settings.optional('applianceListen') ?? '').map((point) => parseListen(point, 0));
   const advertised = settings.optional('advertise');
   const memoryBytes = settings.required('memory');
+  const upsCommand = settings.optional('upsCommand');
+  if (upsCommand !== undefined && settings.optional('store') === undefined)
+    throw new UsageError('--ups-command is for an appliance with a --store');
+  const closing = new AbortController();
   const { createAppliance } = await import('../appliance/index.js');
   protectFromOom();
   const appliance = await createAppliance({
@@ -94,6 +101,7 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
     listen,
     advertise: advertised === undefined ? undefined : parseList(advertised),
     threads: settings.optional('serverThreads'),
+    store: storeOf(settings),
     force: call.has('force'),
     logger: loggerOf(call, 'appliance'),
   });
@@ -103,13 +111,54 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
   };
   const http = await openHttp(settings.optional('http'), endpoint, () => appliance.close());
   return {
+    ...(settings.optional('store') === undefined ? {} : { closesSlowly: true }),
+    ...(upsCommand === undefined ? {} : { ended: powerGone(upsCommand, closing.signal) }),
     facts: { id, incarnation: appliance.incarnation, ...appliance.endpoints[0], endpoints: appliance.endpoints, memoryBytes },
     banner: `Appliance ${id} donates ${formatSize(memoryBytes)} to ${access.url}, served on ${formatEndpoints(appliance.endpoints)}. Ctrl-C leaves the cluster.`,
     close: async () => {
+      closing.abort();
       http?.close();
       await appliance.close();
     },
   };
+}
+
+const keyDigits = /^[0-9a-f]{64}$/i;
+
+function storeOf(settings: Settings): StoreSettings | undefined {
+  const path = settings.optional('store');
+  if (path === undefined) return undefined;
+  const keyFile = settings.optional('storeKeyFile');
+  const key = keyFile === undefined ? settings.optional('storeKey') : readSecret(keyFile, 'the key of the store');
+  if (key !== undefined && !keyDigits.test(key)) throw new UsageError('the key of the store must be 64 hexadecimal digits (32 bytes)');
+  return {
+    path,
+    limitBytes: settings.optional('storeLimit') ?? 0,
+    compress: settings.required('storeCompression') === 'zstd',
+    ...(key === undefined ? {} : { key: Buffer.from(key, 'hex') }),
+    lazily: settings.required('restore') === 'lazily',
+    ...(settings.required('persist') === 'continuously' ? { continuouslyMs: settings.required('persistInterval') } : {}),
+    batterySeconds: settings.optional('batterySeconds'),
+  };
+}
+
+/** Resolves when the command says that mains power is gone. */
+async function powerGone(command: string, closing: AbortSignal): Promise<void> {
+  let told = 0;
+  while (!closing.aborted) {
+    const code = await new Promise<number>((resolve) => {
+      const child = spawn('/bin/sh', ['-c', command], { stdio: 'ignore' });
+      child.once('error', () => resolve(127));
+      child.once('exit', (status) => resolve(status ?? 128));
+    });
+    if (code === 1) {
+      printWarning('mains power is gone: everything is persisted now, and this appliance ends');
+      return;
+    }
+    if (code > 1 && code !== told) printWarning(`--ups-command ended with ${code}: whether there is mains power is not known`);
+    told = code;
+    await sleep(upsIntervalMs, undefined, { signal: closing }).catch(() => undefined);
+  }
 }
 
 /** A metrics address that cannot be had ends the role, which is then closed again. */

@@ -66,6 +66,7 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
     formatSize(one.residentBytes),
   ]);
   printLine(`\n${renderTable(['APPLIANCE', 'STATE', 'ADDRESS', 'DONATED', 'IN REGIONS', 'RESIDENT'], rows)}`);
+  printStores(appliances);
   if (clients.length === 0) return;
   const users = clients.map((one) => [
     String(one.client),
@@ -76,6 +77,26 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
     String(one.heldFiles),
   ]);
   printLine(`\n${renderTable(['CLIENT', 'NAME', 'STATE', 'PROVISION', 'USED', 'FILES HELD'], users)}`);
+}
+
+function printStores(appliances: ClusterStatus['appliances']): void {
+  const rows = appliances.flatMap(({ id, store }) => {
+    if (store === undefined) return [];
+    const { usedBytes, absentBytes, damagedPages, persistSeconds, lagSeconds, batterySeconds, broken } = store;
+    const late = batterySeconds !== undefined && persistSeconds > batterySeconds ? ` (the battery lasts ${batterySeconds} s)` : '';
+    const state = broken !== '' ? `FAILED: ${broken}` : damagedPages > 0 ? `${damagedPages} pages are damaged` : 'ok';
+    return [
+      [
+        id,
+        formatSize(usedBytes),
+        formatSize(absentBytes),
+        `${persistSeconds} s${late}`,
+        lagSeconds === undefined ? '-' : `${lagSeconds} s`,
+        state,
+      ],
+    ];
+  });
+  if (rows.length > 0) printLine(`\n${renderTable(['STORE OF', 'USED', 'STILL TO COME', 'PERSISTING ALL TAKES', 'LAG', 'STATE'], rows)}`);
 }
 
 /** What every mount of this user on this machine says of itself. */

@@ -59,6 +59,8 @@ export interface HeldFile {
   isVoid: boolean;
   /** It was void, and the manager has it no more: what is open of it is of no use. */
   isGone: boolean;
+  /** An appliance came back with an earlier state of part of it: whoever has it open is told ESTALE, and it is asked for anew. */
+  isBehind: boolean;
   /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
   soleHolder: boolean;
   /** The recall is about to be answered: whoever wants to make the file longer asks again after that. */
@@ -218,6 +220,14 @@ export class HeldFiles {
     }
   }
 
+  /** Part of it is not what it was: nothing of it is used any more by who has it open now. */
+  fallBehind(file: HeldFile): void {
+    file.isBehind = true;
+    file.kernelPagesValid = false;
+    this.native.breakHandles(file.ino, constants.errno.ESTALE);
+    if (!isOpen(file) && file.changing === undefined) this.giveBack(file);
+  }
+
   /** Asks the manager what a void file is now. Rejects when that cannot be known yet. */
   renew(file: HeldFile): Promise<void> {
     return this.changeDelegation(file, () => this.renewVoid(file));
@@ -236,6 +246,17 @@ export class HeldFiles {
         continue;
       }
       if (file !== undefined && suffices(file, mode)) return this.count(file, mode);
+      if (file?.isBehind === true) {
+        if (!isOpen(file)) this.giveBack(file);
+        if (file.changing === undefined)
+          throw new ExtmemError(
+            'ESTALE',
+            `opening inode ${ino}: an appliance came back with an earlier state of it; close it everywhere first`,
+          );
+        await file.changing;
+        if (this.files.get(ino) === file) throw new ExtmemError('EIO', `opening inode ${ino}: what it was could not be given back yet`);
+        continue;
+      }
       if (file?.isGone === true) throw new ExtmemError('ESTALE', `opening inode ${ino}: it is gone since this mount was fenced`);
       await (file?.isVoid === true ? this.renew(file) : this.acquire(ino, mode));
     }
@@ -316,6 +337,7 @@ export class HeldFiles {
       recordChange: attr.change,
       isVoid: false,
       isGone: false,
+      isBehind: false,
     };
     this.files.set(attr.ino, file);
     return file;
@@ -393,11 +415,11 @@ export function isOpen(file: HeldFile): boolean {
 }
 
 function suffices(file: HeldFile, mode: OpenMode): boolean {
-  if (file.isVoid || file.isGone) return false;
+  if (file.isVoid || file.isGone || file.isBehind) return false;
   return file.mode === 'write' || mode === 'read' || (file.mode === 'shared' && file.asked === 'write');
 }
 
 /** Not worth keeping once it is closed: shared files hold others up, unlinked ones hold memory. */
 function isOwed(file: HeldFile): boolean {
-  return file.mode === 'shared' || file.unlinked;
+  return file.mode === 'shared' || file.unlinked || file.isBehind;
 }

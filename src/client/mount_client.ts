@@ -20,7 +20,7 @@ import type { ClientOperations, Manager, PushHandlers } from './manager.js';
 import type { Hello, SessionEvents } from './manager_session.js';
 import { NameJournal } from './name_journal.js';
 import { Pushes } from './pushes.js';
-import { KnownRegions } from './regions.js';
+import { KnownRegions, regionsIn } from './regions.js';
 import { Rejoining } from './rejoining.js';
 import { Reserve } from './reserve.js';
 import { Upcalls, type Question } from './upcalls.js';
@@ -82,6 +82,7 @@ export class MountClient {
     this.onFenced = (why) => options.onFenced(why);
     this.cache = new AttributeCache(session);
     this.regions = new KnownRegions(journal, native);
+    this.regions.onBehind = (regions) => this.fallBehind(regions);
     this.held = new HeldFiles(journal, native, this.regions, log, options.maxIdleFiles);
     this.locks = new LockKeeper(journal, native, this.held);
     this.commits = new Commits(journal, native, this.held, log);
@@ -218,6 +219,18 @@ export class MountClient {
     this.rejoining.renewAll(); // after a fence that the session was lost again in
     void this.pushes.settlePaused();
     void this.reserve.spread();
+  }
+
+  private fallBehind(regions: ReadonlySet<number>): void {
+    const meant = [...this.held.all()].filter(({ ino }) =>
+      [...regionsIn(this.native.record(ino, false))].some((region) => regions.has(region)),
+    );
+    if (meant.length === 0) return;
+    this.log.error(
+      { files: meant.length },
+      'an appliance came back with an earlier state of what files have there: those that have them open are told ESTALE',
+    );
+    for (const file of meant) this.held.fallBehind(file);
   }
 
   private fenced(why: string): void {

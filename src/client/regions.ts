@@ -25,6 +25,8 @@ export class KnownRegions {
   /** Regions that we carve files from. */
   private readonly provision = new Set<number>();
   private readonly up = new Set<string>();
+  /** An appliance came back with an earlier state of these. */
+  onBehind: (regions: ReadonlySet<number>) => void = () => undefined;
 
   constructor(
     private readonly manager: Manager,
@@ -33,14 +35,14 @@ export class KnownRegions {
 
   putAppliances(appliances: readonly ApplianceInfo[]): void {
     this.up.clear();
-    for (const { id, hostId, address, port, linkName, incarnation, verbs, state, moreEndpoints = [] } of appliances) {
+    for (const { id, hostId, address, port, linkName, incarnation, verbs, state, store, moreEndpoints = [] } of appliances) {
       // One that is down keeps its last address: native finds out by itself, and it may come back there.
       if (state !== 'up') continue;
       this.up.add(id);
       this.native.putAppliance({ id, hostId, address, port, moreEndpoints, linkName, incarnation, verbs: verbs === true });
-      this.lose(
-        [...this.known].filter(([, where]) => where.appliance === id && where.incarnation !== incarnation).map(([region]) => region),
-      );
+      const gone = [...this.known].filter(([, where]) => where.appliance === id && where.incarnation !== incarnation);
+      this.lose(gone.map(([region]) => region));
+      if (store !== undefined && gone.length > 0) this.onBehind(new Set(gone.map(([region]) => region)));
     }
   }
 
@@ -90,18 +92,24 @@ export class KnownRegions {
   }
 
   private lackingIn(record: Uint8Array, forWriting: boolean): number[] {
-    const lacking = new Set<number>();
-    const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
-    let at = RecordHeaderBytes;
-    for (let left = decodeRecordHeader(view, 0).extentCount; left > 0; left -= 1) {
-      const { memberCount } = decodeExtentHeader(view, at);
-      at += ExtentHeaderBytes;
-      for (let member = 0; member < memberCount; member += 1, at += ExtentMemberBytes) {
-        const region = Number(decodeExtentMember(view, at).region);
-        const known = this.known.get(region);
-        if (known === undefined || (forWriting && !known.writable)) lacking.add(region);
-      }
-    }
-    return [...lacking];
+    return [...regionsIn(record)].filter((region) => {
+      const known = this.known.get(region);
+      return known === undefined || (forWriting && !known.writable);
+    });
   }
+}
+
+/** The regions that a file's record names. */
+export function regionsIn(record: Uint8Array): Set<number> {
+  const regions = new Set<number>();
+  const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
+  let at = RecordHeaderBytes;
+  for (let left = decodeRecordHeader(view, 0).extentCount; left > 0; left -= 1) {
+    const { memberCount } = decodeExtentHeader(view, at);
+    at += ExtentHeaderBytes;
+    for (let member = 0; member < memberCount; member += 1, at += ExtentMemberBytes) {
+      regions.add(Number(decodeExtentMember(view, at).region));
+    }
+  }
+  return regions;
 }

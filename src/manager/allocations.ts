@@ -5,7 +5,7 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Extent } from '../base/file_record.js';
-import type { Attr, LayoutName } from '../base/messages.js';
+import type { Attr, Durability, LayoutName } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import type { Contents, ContentsParts } from './contents.js';
 import type { DirectoryDelegations } from './directory_delegations.js';
@@ -13,6 +13,7 @@ import { roundUpToPages, type Files } from './files.js';
 import { attrOf, DEFAULT_LAYOUT, findFile, findInode, ROOT_INO, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { putInode, type Names } from './names.js';
+import type { Persistence } from './persistence.js';
 import { shareOf, type PlacementStrategy } from './placement.js';
 import { UNBORN_INO, type Region } from './regions.js';
 
@@ -21,6 +22,7 @@ const EMPTY_BATCH = 256;
 export interface AllocationParts extends Omit<ContentsParts, 'fence'> {
   directories: DirectoryDelegations;
   contents: Contents;
+  persistence: Persistence;
   placement: PlacementStrategy;
   dedicatedBytes: number;
 }
@@ -36,6 +38,9 @@ export interface AllocationInfo {
   regions: { region: number; bytes: number; appliance: string; lost: boolean }[];
   appliances: string[];
   lost: boolean;
+  durability: Durability;
+  /** An earlier state of it came back from a backing store: opening it says ESTALE until that is accepted. */
+  behind: boolean;
   holders: { client: number; name: string; mode: string; open: string; connected: boolean }[];
   attr: Attr;
   warning: string;
@@ -44,7 +49,13 @@ export interface AllocationInfo {
 export class Allocations {
   constructor(private readonly parts: AllocationParts) {}
 
-  async create(ask: { path: string; bytes: number; layout?: LayoutName; dedicated?: boolean }): Promise<AllocationInfo> {
+  async create(ask: {
+    path: string;
+    bytes: number;
+    layout?: LayoutName;
+    dedicated?: boolean;
+    durability?: Durability;
+  }): Promise<AllocationInfo> {
     const { store, names, interest } = this.parts;
     checkSize(ask.bytes);
     const { parent, name } = await this.parentOf(ask.path);
@@ -65,7 +76,8 @@ export class Allocations {
           open: false,
           exclusive: true,
         });
-        const sized: Inode = { ...made.inode, size: ask.bytes, layout };
+        const durability = ask.durability === 'persisted' ? { durability: ask.durability } : {};
+        const sized: Inode = { ...made.inode, size: ask.bytes, layout, ...durability };
         putInode(tx, sized);
         return { inode: this.giveRegions(tx, sized, regions, { from: 0, size: ask.bytes }), changes: made.changes };
       });
@@ -128,6 +140,22 @@ export class Allocations {
       allocations: entries.map(({ name, inode }) => this.describe(`${path}/${name}`, inode)),
       ...(end || next === undefined ? {} : { next }),
     };
+  }
+
+  /** As its mounts have written it back; everything, without a path. */
+  async persist(path?: string): Promise<{ appliances: string[] }> {
+    const { persistence } = this.parts;
+    if (path === undefined) return { appliances: await persistence.persistAll() };
+    const inode = await this.findPath(path);
+    await persistence.persistFiles([findFile(this.parts.store, inode.ino).ino]);
+    return { appliances: [...new Set(this.placementOf(inode.ino).map(({ appliance }) => appliance))] };
+  }
+
+  /** An earlier state of it is accepted. */
+  async accept(path: string): Promise<AllocationInfo> {
+    const inode = await this.findPath(path);
+    await this.parts.persistence.accept(findFile(this.parts.store, inode.ino).ino);
+    return this.describe(path, inode);
   }
 
   /** What user.extmem.placement says of a file. */
@@ -240,6 +268,8 @@ export class Allocations {
       regions: placed.map(({ region, bytes, appliance, lost }) => ({ region, bytes, appliance, lost })),
       appliances,
       lost: placed.some(({ lost }) => lost),
+      durability: inode.durability ?? 'memory',
+      behind: this.parts.persistence.isBehind(store, inode.ino),
       holders: delegations.holders(inode.ino).map(({ client, row }) => ({
         client,
         name: clients.get(client)?.row.name ?? '',

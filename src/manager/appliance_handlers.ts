@@ -35,7 +35,7 @@ export function applianceConnection(parts: Parts): ApplianceConnection {
       checkVersion(ask.version);
       const opened = session;
       if (opened === undefined || appliance !== undefined) throw new ExtmemError('EPROTO', 'hello comes once');
-      const registered = await appliances.register(ask.appliance, opened);
+      const registered = await appliances.register(ask.appliance, opened, ask.restored);
       appliance = registered;
       // Once the answer is on its way: it is used when it has acknowledged the fences that it owes.
       setImmediate(() => {
@@ -58,8 +58,8 @@ export function applianceConnection(parts: Parts): ApplianceConnection {
       appliances.noteMemory(appliance, memory);
       return done;
     },
-    goodbye: async () => {
-      if (appliance !== undefined) await appliances.leave(appliance);
+    goodbye: async ({ kept }) => {
+      if (appliance !== undefined) await appliances.leave(appliance, kept === true);
       return done;
     },
   };

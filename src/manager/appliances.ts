@@ -17,6 +17,7 @@ import { limits, times } from './limits.js';
 import { keys, type MetadataStore } from './metadata_store.js';
 
 export type ApplianceSession = Session<typeof appliancePushes, typeof applianceOperations>;
+export type RestoredRegion = NonNullable<Ask<typeof applianceOperations, 'hello'>['restored']>[number];
 type Pushes = typeof appliancePushes;
 
 export class Appliance {
@@ -40,6 +41,8 @@ export interface ApplianceEvents {
   down(appliance: Appliance): void;
   /** What an earlier incarnation held is gone. */
   lost(appliance: Appliance, incarnation: number, why: 'restarted' | 'left'): Promise<void>;
+  /** A process of it has begun with what its backing store had; `before`: the incarnation that was. */
+  restored(appliance: Appliance, before: number, regions: readonly RestoredRegion[]): Promise<void>;
 }
 
 export class Appliances {
@@ -80,7 +83,7 @@ export class Appliances {
   }
 
   /** Before the answer to its hello. The appliance is up once `confirm` has run. */
-  async register(info: ApplianceInfo, session: ApplianceSession): Promise<Appliance> {
+  async register(info: ApplianceInfo, session: ApplianceSession, restored?: readonly RestoredRegion[]): Promise<Appliance> {
     const known = this.appliances.get(info.id);
     if (known === undefined && this.appliances.size >= limits.appliances)
       throw new ExtmemError('EBUSY', `${limits.appliances} appliances are known already`);
@@ -96,7 +99,8 @@ export class Appliances {
     appliance.info = { ...info, state: 'up' };
     this.appliances.set(info.id, appliance);
     await this.store.transact((tx) => tx.put(keys.appliance(info.id), appliance.info));
-    if (before !== undefined && before !== info.incarnation) await this.events?.lost(appliance, before, 'restarted');
+    if (before !== undefined && restored !== undefined) await this.events?.restored(appliance, before, restored);
+    else if (before !== undefined && before !== info.incarnation) await this.events?.lost(appliance, before, 'restarted');
     return appliance;
   }
 
@@ -119,12 +123,12 @@ export class Appliances {
     this.events?.up(appliance);
   }
 
-  /** Its process ends in order: what it held is gone. */
-  async leave(appliance: Appliance): Promise<void> {
+  /** Its process ends in order: what it held is gone, or kept in its backing store. */
+  async leave(appliance: Appliance, kept: boolean): Promise<void> {
     const { session } = appliance;
     appliance.session = undefined;
-    this.log.info({ appliance: appliance.id }, 'appliance left');
-    await this.events?.lost(appliance, appliance.info.incarnation, 'left');
+    this.log.info({ appliance: appliance.id, kept }, 'appliance left');
+    if (!kept) await this.events?.lost(appliance, appliance.info.incarnation, 'left');
     this.events?.down(appliance);
     setImmediate(() => session?.close('goodbye'));
   }

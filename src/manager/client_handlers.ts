@@ -234,7 +234,10 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
   return {
     acquire: ({ ino, mode }) => {
       const client = me();
-      return seeing(client, ino, () => delegations.acquire(client, ino, mode));
+      return seeing(client, ino, () => {
+        parts.persistence.checkOpen(ino);
+        return delegations.acquire(client, ino, mode);
+      });
     },
     release: async ({ ino, record }) => (await delegations.release(me(), ino, record), {}),
     commit: ({ records }) => contents.commit(me(), records),

@@ -18,6 +18,7 @@ import type { Interest } from './interest.js';
 import { limits, times } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import type { Names } from './names.js';
+import type { Persistence } from './persistence.js';
 import type { Reclaimer } from './reclaim.js';
 import { READ_WRITE, type Regions } from './regions.js';
 
@@ -34,6 +35,7 @@ export interface ContentsParts {
   interest: Interest;
   delegations: Delegations;
   ends: Ends;
+  persistence: Persistence;
   fence(client: Client, why: string): Promise<void>;
 }
 
@@ -74,7 +76,9 @@ export class Contents {
     // In shared mode the transaction may have been empty: what was written through before must survive too.
     await store.settled();
     reclaimer.start(tickets);
-    return { failed };
+    const refused = new Set(failed.map(({ ino }) => ino));
+    const unpersisted = await this.parts.persistence.fulfil(records.map(recordIno).filter((ino) => !refused.has(ino)));
+    return { failed: [...failed, ...unpersisted.map((ino) => ({ ino, code: 'EIO' }))] };
   }
 
   /** Attributes other than the size: nobody needs to be recalled. */

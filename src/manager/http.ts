@@ -17,6 +17,7 @@ import {
   appliancePushes,
   clientOperations,
   clientPushes,
+  Durability,
   LayoutName,
   type Operations,
 } from '../base/messages.js';
@@ -39,10 +40,13 @@ const CreateBody = Type.Object({
   path: Type.String({ minLength: 1 }),
   bytes: Type.Integer({ minimum: 0 }),
   layout: Type.Optional(LayoutName),
+  durability: Type.Optional(Durability),
   /** Regions of its own, whatever its size. */
   dedicated: Type.Optional(Type.Boolean()),
 });
 const ResizeBody = Type.Object({ bytes: Type.Integer({ minimum: 0 }) });
+const PersistBody = Type.Object({ path: Type.Optional(Type.String({ minLength: 1 })) });
+const AcceptBody = Type.Object({ path: Type.String({ minLength: 1 }) });
 const ListQuery = Type.Object({
   path: Type.String({ default: '/' }),
   after: Type.Integer({ minimum: 0, default: 0 }),
@@ -65,6 +69,8 @@ const statusOfCode: Record<string, number> = {
   ENAMETOOLONG: 400,
   EFBIG: 400,
   ENOSPC: 507,
+  ENOTSUP: 409,
+  ESTORE: 507,
 };
 
 export async function createHttp(parts: Parts, options: HttpOptions): Promise<FastifyInstance> {
@@ -141,6 +147,28 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
       const made = await allocations.create(request.body);
       return reply.code(201).send(made);
     },
+  );
+  app.post<{ Body: Static<typeof PersistBody> }>(
+    '/v1/persist',
+    {
+      schema: {
+        summary: 'Persist an allocation, or all of the pool, in the backing stores of the appliances',
+        body: PersistBody,
+        response: { 200: Anything, '4xx': ErrorAnswer, '5xx': ErrorAnswer },
+      },
+    },
+    (request) => allocations.persist(request.body.path),
+  );
+  app.post<{ Body: Static<typeof AcceptBody> }>(
+    '/v1/restore',
+    {
+      schema: {
+        summary: 'Accept the earlier state of an allocation that a backing store brought back',
+        body: AcceptBody,
+        response: { 200: Anything, '4xx': ErrorAnswer },
+      },
+    },
+    (request) => allocations.accept(request.body.path),
   );
   app.get('/v1/clients', { schema: { summary: 'Known clients', response: { 200: Anything } } }, () => ({
     clients: describeStatus(parts).clients,

@@ -5,7 +5,7 @@
 import { ExtmemError } from '../base/errors.js';
 import { now } from '../base/clock.js';
 import { encodeRecord, restampRecord } from '../base/file_record.js';
-import type { Attr, InodeKind, LayoutName, Time } from '../base/messages.js';
+import type { Attr, Durability, InodeKind, LayoutName, Time } from '../base/messages.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import { keys, type ReadView } from './metadata_store.js';
 
@@ -32,6 +32,8 @@ export interface Inode {
   readonly epoch: number;
   /** A file's own, and for a directory that of files made in it; absent: the default. */
   readonly layout?: LayoutName;
+  /** What fsync of a file promises; absent: memory. */
+  readonly durability?: Durability;
   /** Of a symlink. */
   readonly target?: string;
   /** Of a directory. */
@@ -49,7 +51,8 @@ export interface Entry {
 
 export function attrOf(inode: Inode): Attr {
   const { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change } = inode;
-  return { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change };
+  const persisted = inode.durability === 'persisted' ? { persisted: true } : {};
+  return { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change, ...persisted };
 }
 
 /** A change of attributes (ctime), or of contents too (mtime). */

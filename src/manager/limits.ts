@@ -35,6 +35,8 @@ export const times = {
   wroteTellMs: 1000,
   /** Creating, destroying, punching on an appliance that answers. */
   applianceCallMs: 10_000,
+  /** Persisting as much as an appliance may have. */
+  persistMs: 3_600_000,
   /** An appliance acknowledges a fence by then, or it is put down. */
   fenceAckMs: 2000,
   /** How often it is looked whether somebody waits for what a client holds that does not come back. */

@@ -61,6 +61,8 @@ export const keys = {
   allOwing: 'f/',
   appliance: (id: string) => `a/${Buffer.from(id).toString('hex')}`,
   appliances: 'a/',
+  /** A file of which an earlier state came back. */
+  behind: (ino: number) => `s/${hex(ino)}`,
   region: (region: number) => `R/${hex(region)}`,
   regions: 'R/',
   /** Pieces that no record names any more and that are not yet zeroed. */

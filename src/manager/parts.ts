@@ -20,6 +20,7 @@ import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
 import { NameBatches } from './name_batches.js';
 import { Names } from './names.js';
+import { Persistence } from './persistence.js';
 import { placementStrategy, type PlacementName } from './placement.js';
 import { Provisions } from './provisions.js';
 import { Reclaimer } from './reclaim.js';
@@ -43,6 +44,7 @@ export interface Parts {
   directories: DirectoryDelegations;
   nameBatches: NameBatches;
   contents: Contents;
+  persistence: Persistence;
   fencing: Fencing;
   provisions: Provisions;
   allocations: Allocations;
@@ -93,10 +95,18 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     else files.destroy(tx, inode);
   });
   const nameBatches = new NameBatches({ store, names, delegations, directories, interest, reclaimer });
+  const persistence = new Persistence({ store, files, regions, appliances, log });
   const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends };
-  const contents = new Contents({ ...fileParts, fence });
+  const contents = new Contents({ ...fileParts, fence, persistence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
-  const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
+  const allocations = new Allocations({
+    ...fileParts,
+    directories,
+    contents,
+    persistence,
+    placement,
+    dedicatedBytes: options.dedicatedBytes,
+  });
   const xattrs = new Xattrs({ store, files, delegations, allocations });
   await store.transact((tx) => names.ensureRoot(tx));
   await directories.clean();
@@ -118,6 +128,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     directories,
     nameBatches,
     contents,
+    persistence,
     fencing,
     provisions,
     allocations,
@@ -159,6 +170,16 @@ async function listenToAppliances(parts: Parts): Promise<void> {
       tellClients([]);
     },
     down: () => tellClients([]),
+    restored: async (appliance, before, restored) => {
+      const { lost, behind } = await regions.restore(appliance, before, restored);
+      if (lost.length > 0)
+        log.error({ appliance: appliance.id, regions: lost.length }, 'an appliance came back without some of what it held');
+      if (behind.length > 0)
+        log.error({ appliance: appliance.id, regions: behind.length }, 'an appliance came back with an earlier state of what it held');
+      await parts.persistence.markBehind(behind);
+      reclaimer.dropLost(appliance.id);
+      if (lost.length > 0) tellClients(lost);
+    },
     lost: async (appliance, incarnation, why) => {
       const lost = await regions.lose(appliance.id, incarnation);
       const level = why === 'left' ? 'info' : 'error'; // who stops an appliance knows what goes with it

@@ -14,7 +14,7 @@ import { issueCapability } from '../base/keys.js';
 import type { Logger } from '../base/logger.js';
 import type { RegionGrant, RegionPiece } from '../base/messages.js';
 import { Right } from '../base/protocol.js';
-import type { Appliance, Appliances } from './appliances.js';
+import type { Appliance, Appliances, RestoredRegion } from './appliances.js';
 import type { Client } from './clients.js';
 import { keys, takeNumber, type MetadataStore, type Transaction } from './metadata_store.js';
 import { RangeSet } from './range_set.js';
@@ -226,6 +226,26 @@ export class Regions {
     });
     await durable;
     return lost.map((region) => region.id);
+  }
+
+  /** An appliance has begun again with what its backing store had. Answers the ids of what is gone, and of what is there as it was
+   *  some time ago. */
+  async restore(appliance: Appliance, before: number, restored: readonly RestoredRegion[]): Promise<{ lost: number[]; behind: number[] }> {
+    const { id, info } = appliance;
+    const found = new Map(restored.map((region) => [region.region, region]));
+    const held = [...this.regions.values()].filter(({ row }) => row.appliance === id && row.incarnation === before && !row.lost);
+    const isThere = (region: Region): boolean => found.get(region.id)?.bytes === region.row.bytes;
+    const lost = held.filter((region) => !isThere(region));
+    const there = held.filter(isThere);
+    await this.store.transact((tx) => {
+      for (const region of there) if (before !== info.incarnation) this.setRow(tx, region, { incarnation: info.incarnation });
+      for (const region of lost) {
+        this.setRow(tx, region, { lost: true });
+        this.account(id, -region.row.bytes);
+      }
+    });
+    const behind = there.filter((region) => found.get(region.id)?.exact !== true);
+    return { lost: lost.map((region) => region.id), behind: behind.map((region) => region.id) };
   }
 
   private add(region: Region): void {

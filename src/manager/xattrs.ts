@@ -13,6 +13,7 @@ import { putInode } from './names.js';
 
 const OURS = 'user.extmem.';
 const LAYOUT = 'user.extmem.layout';
+const DURABILITY = 'user.extmem.durability';
 
 type Stored = Record<string, Uint8Array>;
 type SetAsk = Ask<typeof clientOperations, 'setxattr'>;
@@ -22,6 +23,14 @@ export interface XattrParts {
   files: Files;
   delegations: Delegations;
   allocations: Allocations;
+}
+
+function setDurability(inode: Inode, ask: SetAsk): Inode {
+  if (inode.kind !== 'file') throw new ExtmemError('EPERM', `inode ${inode.ino} is no file: it has no durability`);
+  const asked = ask.value === undefined ? 'memory' : Buffer.from(ask.value).toString();
+  if (asked !== 'memory' && asked !== 'persisted') throw new ExtmemError('EINVAL', `'${asked}' is no durability; memory and persisted are`);
+  const { durability: _, ...rest } = touch(inode, 'attributes');
+  return asked === 'memory' ? rest : { ...rest, durability: asked };
 }
 
 export class Xattrs {
@@ -34,6 +43,7 @@ export class Xattrs {
     if (inode.kind !== 'file' && inode.kind !== 'directory') return all;
     all[LAYOUT] = Buffer.from(inode.layout ?? DEFAULT_LAYOUT);
     if (inode.kind === 'directory') return all;
+    all[DURABILITY] = Buffer.from(inode.durability ?? 'memory');
     all[`${OURS}placement`] = Buffer.from(JSON.stringify(allocations.placementOf(ino)));
     const holders = delegations.holders(ino).map(({ client, row }) => ({ client, mode: row.mode, open: row.open }));
     all[`${OURS}lease`] = Buffer.from(JSON.stringify(holders));
@@ -50,6 +60,7 @@ export class Xattrs {
   }
 
   private setOurs(inode: Inode, ask: SetAsk): Inode {
+    if (ask.name === DURABILITY) return setDurability(inode, ask);
     if (ask.name !== LAYOUT) throw new ExtmemError('EPERM', `${ask.name} says how things are; it cannot be set`);
     if (inode.kind !== 'file' && inode.kind !== 'directory') throw new ExtmemError('EPERM', `inode ${inode.ino} has no layout`);
     const layout = ask.value === undefined ? DEFAULT_LAYOUT : Buffer.from(ask.value).toString();

@@ -61,6 +61,27 @@ class NotedServer implements RegionServer {
   takeTrace() {
     return [];
   }
+  get incarnation(): number {
+    return this.options.incarnation;
+  }
+  restored(): [] {
+    return [];
+  }
+  storeStatus(): undefined {
+    return undefined;
+  }
+  persist(): Promise<void> {
+    return Promise.resolve();
+  }
+  persistLast(): Promise<void> {
+    return Promise.resolve();
+  }
+  settleFreed(): Promise<void> {
+    return Promise.resolve();
+  }
+  settleDestroyed(): Promise<void> {
+    return Promise.resolve();
+  }
   counters() {
     return { operations: 0 };
   }

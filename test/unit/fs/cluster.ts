@@ -54,6 +54,27 @@ class PaperServer implements RegionServer {
   counters(): Record<string, number> {
     return {};
   }
+  get incarnation(): number {
+    return this.options.incarnation;
+  }
+  restored(): [] {
+    return [];
+  }
+  storeStatus(): undefined {
+    return undefined;
+  }
+  persist(): Promise<void> {
+    return Promise.resolve();
+  }
+  persistLast(): Promise<void> {
+    return Promise.resolve();
+  }
+  settleFreed(): Promise<void> {
+    return Promise.resolve();
+  }
+  settleDestroyed(): Promise<void> {
+    return Promise.resolve();
+  }
   close(): void {}
 }
 

@@ -182,6 +182,7 @@ export class TestAppliance {
       listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),
       listRecords: () => ({ records: this.records }),
       removeRecords: () => done,
+      persist: ({ regions }) => (this.events.push(`persist ${regions.join(' ')}`), done),
     };
     const dispatch = <Name extends keyof typeof usual>(name: Name): (typeof usual)[Name] =>
       ((ask: never) => (this.override[name] ?? usual[name])(ask)) as (typeof usual)[Name];
@@ -195,6 +196,7 @@ export class TestAppliance {
       listRegions: dispatch('listRegions'),
       listRecords: dispatch('listRecords'),
       removeRecords: dispatch('removeRecords'),
+      persist: dispatch('persist'),
     };
   }
 }

@@ -1,0 +1,101 @@
+// Keeps regions in the backing store: persists what has changed, takes out of the store what a region that was restored
+// does not have yet, and sees to it that nothing that was freed or destroyed is found there by the next owner.
+//
+// Threads: what changes the store (persist, settle_freed, remove) is called by one thread at a time, and takes its
+// time. A thread of its own brings absent blocks home: those that somebody waits for first, then all others.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "region/region_table.h"
+#include "store/store.h"
+
+namespace extmem::region {
+
+class Keeper {
+ public:
+  struct Options {
+    std::string path;
+    store::Store::Options store;
+    bool lazily = false;  ///< restored blocks come when they are asked for only
+  };
+  using Piece = RegionServer::Piece;
+  using Progress = RegionServer::PersistProgress;
+
+  static std::unique_ptr<Keeper> open(const Options& options, RegionTable& regions, MemoryAccount& account,
+                                      std::string& error);
+  ~Keeper();
+
+  /// What regions have come back. Before anybody is served.
+  std::vector<RestoredRegion> restore();
+  /// Begins to bring blocks home.
+  void start();
+  void stop();
+
+  /// The incarnation whose memory was stored as it was last acknowledged, all of it; 0: that is not so.
+  uint64_t ended_incarnation() const { return store_->life(); }
+  /// These regions (all, if none are named) as they are now, durable when it answers ok. `ending`: of this incarnation
+  /// nobody writes any more and nobody will (else 0): what is stored is then known to be exact.
+  store::Verdict persist(std::vector<uint64_t> regions, uint64_t ending,
+                         const std::function<void(const Progress&)>& tell);
+  /// What was punched of regions that are in the store is punched there too, durably.
+  store::Verdict settle_freed(const std::vector<Piece>& pieces);
+  store::Verdict remove(const std::vector<uint64_t>& regions);
+  /// Before a range of it is punched: the blocks that this touches in part are here.
+  void bring_edges(Region& region, uint64_t offset, uint64_t bytes);
+  /// From now on what is stored falls behind what is acknowledged; durable.
+  store::Verdict begin_serving();
+
+  StoreStatus status() const;
+
+ private:
+  struct Run {
+    uint64_t first = 0;
+    std::vector<uint8_t> bytes;
+  };
+
+  Keeper(std::unique_ptr<store::Store> store, bool lazily, RegionTable& regions, MemoryAccount& account);
+  void restore_records(Region& region);
+  store::Verdict persist_region(Region& region, bool ending, Progress& progress,
+                                const std::function<void(const Progress&)>& tell);
+  store::Verdict put_blocks(Region& region, const Region::Changes& changes, Progress& progress,
+                            const std::function<void(const Progress&)>& tell);
+  store::Verdict put_one(Region& region, uint64_t block, bool unseen, Run& run);
+  store::Verdict flush(Region& region, Run& run);
+  store::Verdict put_records(Region& region);
+  bool is_stored(uint64_t region) const;
+  void bring_home();
+  void load(Region& region, uint64_t block);
+  bool load_next_of(Region& region);
+
+  const std::unique_ptr<store::Store> store_;
+  const bool lazily_;
+  RegionTable& regions_;
+  MemoryAccount& account_;
+
+  std::mutex jobs_lock_;  // one of persist, settle_freed, remove
+  /// Of blocks of regions that are written without marks: what was put last. Guarded by jobs_lock_.
+  std::unordered_map<uint64_t, std::vector<uint64_t>> hashes_;
+  std::unordered_map<uint64_t, uint64_t> record_hashes_;
+
+  mutable std::mutex wanted_lock_;
+  std::condition_variable wanted_changed_;
+  std::deque<std::pair<std::weak_ptr<Region>, uint64_t>> wanted_;
+  bool stopping_ = false;
+  std::thread bringer_;
+  std::atomic<uint64_t> persisted_blocks_{0}, persisted_bytes_{0}, unreadable_{0};
+  std::atomic<uint64_t> persist_ns_{0};
+};
+
+}  // namespace extmem::region

@@ -1,0 +1,108 @@
+/**
+ * What is kept in the appliances' backing stores: persisting allocations, and those that came back as they were some time ago.
+ *
+ * A file is `behind` when an appliance came back without what it had acknowledged for it in memory: opening it says ESTALE until
+ * somebody accepts it as it is. A file of durability `persisted` never is: what an fsync of it promised is there.
+ *
+ * Owner: the event loop.
+ */
+import { ExtmemError } from '../base/errors.js';
+import { decodeRecord, pieces } from '../base/file_record.js';
+import type { Logger } from '../base/logger.js';
+import type { Appliances } from './appliances.js';
+import type { Files } from './files.js';
+import type { Inode } from './inode.js';
+import { times } from './limits.js';
+import { keys, type MetadataStore, type ReadView } from './metadata_store.js';
+import type { Regions } from './regions.js';
+
+export interface PersistenceParts {
+  store: MetadataStore;
+  files: Files;
+  regions: Regions;
+  appliances: Appliances;
+  log: Logger;
+}
+
+export class Persistence {
+  constructor(private readonly parts: PersistenceParts) {}
+
+  /** What the appliances have of these files is durable when this resolves. */
+  async persistFiles(inos: readonly number[]): Promise<void> {
+    const { store, files } = this.parts;
+    const ids = new Set(inos.flatMap((ino) => [...files.regionIds(files.extents(store, ino))]));
+    await this.persistRegions([...ids]);
+  }
+
+  /** Everything on every appliance that has a backing store. Answers which those are. */
+  async persistAll(): Promise<string[]> {
+    const meant = this.parts.appliances.up().filter(({ info }) => info.store !== undefined);
+    if (meant.length === 0) throw new ExtmemError('ENOTSUP', 'no appliance that is up has a backing store; start one with --store');
+    await Promise.all(meant.map((appliance) => this.parts.appliances.call(appliance, 'persist', { regions: [] }, times.persistMs)));
+    return meant.map(({ id }) => id);
+  }
+
+  /** An fsync of these files is about to be answered: those that are to be persisted are. Answers the inodes that could not be. */
+  async fulfil(inos: readonly number[]): Promise<number[]> {
+    const { store, log } = this.parts;
+    const meant = inos.filter((ino) => store.get<Inode>(keys.inode(ino))?.durability === 'persisted');
+    if (meant.length === 0) return [];
+    try {
+      await this.persistFiles(meant);
+      return [];
+    } catch (error) {
+      log.error({ inodes: meant.slice(0, 10), error }, 'files whose durability is `persisted` could not be persisted');
+      return meant;
+    }
+  }
+
+  /** These regions came back as they were some time ago. */
+  async markBehind(regions: readonly number[]): Promise<void> {
+    const { store, log } = this.parts;
+    const behind = new Set(regions);
+    const inos = [...store.scan<Uint8Array>(keys.records)].flatMap(([key, record]) => {
+      const ino = keys.lastNumber(key);
+      const isMeant = pieces(decodeRecord(record)).some(({ region }) => behind.has(region));
+      return isMeant && store.get<Inode>(keys.inode(ino))?.durability !== 'persisted' ? [ino] : [];
+    });
+    await store.transact((tx) => inos.forEach((ino) => tx.put(keys.behind(ino), 1)));
+    if (inos.length > 0)
+      log.error(
+        { files: inos.length },
+        'files came back without what was last written to them: opening them says ESTALE until `extmem restore`',
+      );
+  }
+
+  isBehind(view: ReadView, ino: number): boolean {
+    return view.get<number>(keys.behind(ino)) !== undefined;
+  }
+
+  checkOpen(ino: number): void {
+    if (!this.isBehind(this.parts.store, ino)) return;
+    throw new ExtmemError(
+      'ESTALE',
+      `inode ${ino} came back from a backing store without what was last written to it; \`extmem restore\` accepts it as it is`,
+    );
+  }
+
+  async accept(ino: number): Promise<void> {
+    await this.parts.store.transact((tx) => tx.remove(keys.behind(ino)));
+  }
+
+  private async persistRegions(ids: readonly number[]): Promise<void> {
+    const { regions, appliances } = this.parts;
+    const byAppliance = new Map<string, number[]>();
+    for (const id of ids) {
+      const row = regions.get(id)?.row;
+      if (row === undefined || row.lost) throw new ExtmemError('EIO', `region ${id} is lost: it cannot be persisted`);
+      byAppliance.set(row.appliance, [...(byAppliance.get(row.appliance) ?? []), id]);
+    }
+    await Promise.all(
+      [...byAppliance].map(async ([id, some]) => {
+        const appliance = appliances.get(id);
+        if (appliance === undefined) throw new ExtmemError('EIO', `appliance ${id} is gone`);
+        await appliances.call(appliance, 'persist', { regions: some }, times.persistMs);
+      }),
+    );
+  }
+}
