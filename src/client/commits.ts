@@ -124,6 +124,11 @@ export class Commits {
   private settleUnsent(one: Pending, error: unknown): void {
     // The session may have ended with the question under way, before anybody was told that it has.
     const isLost = !this.manager.alive || (error instanceof SessionFailure && error.reason === 'closed');
+    if (isLost && this.held.get(one.ino)?.attr.persisted === true) {
+      // The record beside the region would do for memory. That it is in a backing store only the manager can have seen to.
+      const unpersisted = new ExtmemError('EIO', `persisting inode ${one.ino}: the manager is not reachable`);
+      return one.waiters.forEach(({ reject }) => reject(unpersisted));
+    }
     const cause =
       !isLost && error instanceof Error ? error : new ExtmemError('ENOTCONN', `committing inode ${one.ino}: the manager is not reachable`);
     for (const { reject } of one.waiters) reject(cause);

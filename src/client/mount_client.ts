@@ -230,7 +230,12 @@ export class MountClient {
       { files: meant.length },
       'an appliance came back with an earlier state of what files have there: those that have them open are told ESTALE',
     );
-    for (const file of meant) this.held.fallBehind(file);
+    for (const file of meant) {
+      this.held.fallBehind(file);
+      this.native.invalidateInode(file.ino, 0, -1).catch((error: unknown) => {
+        this.log.warn({ ino: file.ino, error }, 'the kernel did not drop what it had of a file that came back as it was earlier');
+      });
+    }
   }
 
   private fenced(why: string): void {

@@ -50,6 +50,7 @@ async function change(
   const { cache, directories, manager } = fs.client;
   directories.giveBack([ino]); // its layout is that of files that are made in it
   const { attr } = await manager.ask('setxattr', { ino, ...asked });
+  fs.client.held.noteAttr(attr);
   cache.replaceAttr(attr); // and with it what was cached of its extended attributes
 }
 

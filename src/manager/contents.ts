@@ -65,19 +65,20 @@ export class Contents {
     if (records.length > limits.recordsPerCommit)
       throw new ExtmemError('EINVAL', `${records.length} records at once are more than ${limits.recordsPerCommit}`);
     const { store, reclaimer } = this.parts;
-    const { failed, tickets } = await store.transact((tx) => {
+    const { failed, taken, tickets } = await store.transact((tx) => {
       const failed: { ino: number; code: string }[] = [];
+      const taken: number[] = [];
       for (const record of records) {
         const failure = this.commitOne(tx, client, record);
         if (failure !== undefined) failed.push(failure);
+        else taken.push(recordIno(record));
       }
-      return { failed, tickets: reclaimer.ticketsOf(tx) };
+      return { failed, taken, tickets: reclaimer.ticketsOf(tx) };
     });
     // In shared mode the transaction may have been empty: what was written through before must survive too.
     await store.settled();
     reclaimer.start(tickets);
-    const refused = new Set(failed.map(({ ino }) => ino));
-    const unpersisted = await this.parts.persistence.fulfil(records.map(recordIno).filter((ino) => !refused.has(ino)));
+    const unpersisted = await this.parts.persistence.fulfil(taken);
     return { failed: [...failed, ...unpersisted.map((ino) => ({ ino, code: 'EIO' }))] };
   }
 

@@ -96,17 +96,10 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   });
   const nameBatches = new NameBatches({ store, names, delegations, directories, interest, reclaimer });
   const persistence = new Persistence({ store, files, regions, appliances, log });
-  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends };
-  const contents = new Contents({ ...fileParts, fence, persistence });
+  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends, persistence };
+  const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
-  const allocations = new Allocations({
-    ...fileParts,
-    directories,
-    contents,
-    persistence,
-    placement,
-    dedicatedBytes: options.dedicatedBytes,
-  });
+  const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
   const xattrs = new Xattrs({ store, files, delegations, allocations });
   await store.transact((tx) => names.ensureRoot(tx));
   await directories.clean();

@@ -31,6 +31,8 @@ describe('commands', () => {
       'mount',
       'umount',
       'create',
+      'persist',
+      'restore',
       'resize',
       'rm',
       'ls',

@@ -60,6 +60,15 @@ test('with the manager dead native is told so, and the record follows when it is
   expect(t.manager.asked).toEqual([{ name: 'commit', ask: { records: [t.native.record(5, false)] } }]);
 });
 
+test('while the manager is dead, what is to be persisted is not promised', async () => {
+  const file = await t.client.held.open(5, 'write');
+  t.client.held.noteAttr({ ...file.attr, persisted: true });
+  t.native.write(5, 4096);
+  t.manager.alive = false;
+  commit(1, 5);
+  expect((await t.native.told('answers', 1)).errno).toBe(EIO);
+});
+
 test('a commit that was under way when the session ended counts as one without a manager', async () => {
   await t.client.held.open(5, 'write');
   t.native.write(5, 4096);
