@@ -3,6 +3,7 @@
 #include "base/trace.h"
 #include "fabric/fault/fault_transport.h"
 #include "fabric/router.h"
+#include "fabric/verbs/verbs_connection.h"
 
 namespace extmem::fabric {
 
@@ -40,7 +41,10 @@ std::unique_ptr<Fabric> Fabric::create(Reactor& reactor, Directory& directory, c
 }
 
 Router::Router(Reactor& reactor, Directory& directory, const Options& options)
-    : reactor_(reactor), directory_(directory), options_(options) {}
+    : reactor_(reactor), directory_(directory), options_(options) {
+  // Loads the libraries and looks for devices, once: not when the first operation waits for it.
+  if (options.transport != TransportKind::shm && options.transport != TransportKind::tcp) VerbsConnection::possible();
+}
 
 Router::~Router() { close(); }
 

@@ -21,13 +21,17 @@ struct LinkTotals {
   std::string address;  ///< address:port; empty: not over a network, or over none at all
   uint64_t operations = 0, bytes_read = 0, bytes_written = 0, failures = 0, refused = 0, retries = 0, connects = 0,
            losses = 0, connections = 0, latency_ns = 0;
+  /// One-sided work of an RDMA device: how often it was rung, for how many requests, how many of them told of their
+  /// end.
+  uint64_t device_posts = 0, device_requests = 0, device_signals = 0;
   /// Bucket b counts operations that took [2^b, 2^(b+1)) ns.
   std::array<uint64_t, kBuckets> latency{};
 
   LinkTotals& operator+=(const LinkTotals& other) {
     for (auto member : {&LinkTotals::operations, &LinkTotals::bytes_read, &LinkTotals::bytes_written,
                         &LinkTotals::failures, &LinkTotals::refused, &LinkTotals::retries, &LinkTotals::connects,
-                        &LinkTotals::losses, &LinkTotals::connections, &LinkTotals::latency_ns}) {
+                        &LinkTotals::losses, &LinkTotals::connections, &LinkTotals::latency_ns,
+                        &LinkTotals::device_posts, &LinkTotals::device_requests, &LinkTotals::device_signals}) {
       this->*member += other.*member;
     }
     for (size_t bucket = 0; bucket < kBuckets; ++bucket) latency[bucket] += other.latency[bucket];
@@ -63,6 +67,11 @@ class LinkStatistics {
     add(connects_, 1);
     connections_.store(1, std::memory_order_relaxed);
   }
+  void count_posted(uint64_t requests, uint64_t signals) {
+    add(device_posts_, 1);
+    add(device_requests_, requests);
+    add(device_signals_, signals);
+  }
   void count_lost() { add(losses_, 1); }
   void count_disconnected() { connections_.store(0, std::memory_order_relaxed); }
 
@@ -81,6 +90,9 @@ class LinkStatistics {
     sum(totals.losses, losses_);
     sum(totals.connections, connections_);
     sum(totals.latency_ns, latency_ns_);
+    sum(totals.device_posts, device_posts_);
+    sum(totals.device_requests, device_requests_);
+    sum(totals.device_signals, device_signals_);
     for (size_t bucket = 0; bucket < latency_.size(); ++bucket) sum(totals.latency[bucket], latency_[bucket]);
   }
   TransportKind transport() const { return transport_; }
@@ -96,7 +108,7 @@ class LinkStatistics {
   const std::string address_;
   alignas(64) std::atomic<uint64_t> operations_{0};
   std::atomic<uint64_t> bytes_read_{0}, bytes_written_{0}, failures_{0}, refused_{0}, retries_{0}, connects_{0},
-      losses_{0}, connections_{0}, latency_ns_{0};
+      losses_{0}, connections_{0}, latency_ns_{0}, device_posts_{0}, device_requests_{0}, device_signals_{0};
   std::array<std::atomic<uint64_t>, LinkTotals::kBuckets> latency_{};
 };
 

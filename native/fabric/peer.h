@@ -61,6 +61,7 @@ class Peer final : public WireConnection::Owner, public Timer {
   void on_lost(Status status, const std::string& reason) override;
   void on_room() override;
   void finish(Operation& operation, Status status) override;
+  void on_posted(unsigned requests, unsigned signals) override { statistics_->count_posted(requests, signals); }
   void resubmit(Operation& operation) override;
   void wake() override;
   void on_timer() override;

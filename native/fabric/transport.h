@@ -25,6 +25,7 @@
 
 #include "base/protocol.h"
 #include "base/reactor.h"
+#include "base/written_map.h"
 #include "fabric/link_statistics.h"
 
 namespace extmem::fabric {
@@ -34,9 +35,10 @@ using protocol::Status;
 
 /// What a transport can do; the contract suite asks these before it tries.
 struct Capabilities {
-  bool one_sided;         ///< no code of the appliance runs for a read or a write
-  bool atomics;           ///< fetch_add and compare_swap
-  bool completes_inline;  ///< read and write are done when submit() returns
+  bool one_sided;          ///< no code of the appliance runs for a read or a write
+  bool atomics;            ///< fetch_add and compare_swap
+  bool completes_inline;   ///< read and write are done when submit() returns
+  bool write_with_notify;  ///< the appliance learns of a write that asks for it (Operation::notify)
 };
 
 /// Who this client is, towards every appliance (issued by the manager).
@@ -110,6 +112,9 @@ struct Region {
   std::atomic<uint32_t> rights{0};                    ///< those of the capability
   std::atomic<RegionState> state{RegionState::live};  ///< lost: every operation on it completes with not_present
   std::atomic<int> shm_fd{-1};                        ///< owned by the shm transport, shared by all reactors
+  std::atomic<WrittenMap*> written{nullptr};          ///< the shm transport's: marked with each store
+  /// Of which the last is that; former ones may be in use. Guarded by the appliance's lock.
+  std::vector<std::unique_ptr<WrittenMap>> written_maps;
 };
 
 class Directory {
@@ -155,9 +160,10 @@ struct Operation {
   uint64_t offset = 0;              ///< in the region
   const iovec* segments = nullptr;  ///< read: filled; write: sent; put_record: the record. Total = bytes
   uint32_t segment_count = 0;
-  uint32_t bytes = 0;        ///< at most kMaxIoBytes (kMaxRecordBytes for put_record)
-  uint64_t operand = 0;      ///< fetch_add: addend; compare_swap: expected; put_record, remove_record: ino
-  uint64_t desired = 0;      ///< compare_swap
+  uint32_t bytes = 0;    ///< at most kMaxIoBytes (kMaxRecordBytes for put_record)
+  uint64_t operand = 0;  ///< fetch_add: addend; compare_swap: expected; put_record, remove_record: ino
+  uint64_t desired = 0;  ///< compare_swap
+  bool notify = false;   ///< write: the appliance is to know by then that it was written (Region::take_written there)
   uint64_t deadline_ns = 0;  ///< monotonic, retry included; 0: two attempts of Options::operation_deadline_ms
 
   Status status = Status::ok;  ///< set when complete() is called

@@ -37,6 +37,8 @@ class WireConnection : public ReadyHandler, public Poller {
     virtual void finish(Operation& operation, Status status) = 0;
     /// Starts it anew, as far as its time allows.
     virtual void resubmit(Operation& operation) = 0;
+    /// Of a transport that rings a device: it was, for so many requests, of which so many tell of their end.
+    virtual void on_posted(unsigned /* requests */, unsigned /* signals */) {}
     /// Calls check() soon, not from within.
     virtual void wake() = 0;
 
@@ -114,7 +116,7 @@ class WireConnection : public ReadyHandler, public Poller {
   /// The appliance has ended a chunk that it had lent.
   virtual void on_lend_end(uint64_t /* region */, uint64_t /* number */) {}
   virtual void on_lend_reply(Region&, uint64_t /* offset */, const protocol::ReplyHeader&) {}
-  virtual void on_descriptor_reply(Region&, Status) {}
+  virtual void on_descriptor_reply(Region&, const protocol::ReplyHeader&) {}
   virtual void on_populate_reply(Region&) {}
   virtual bool has_heartbeat() const { return true; }
   size_t busy() const { return busy_; }

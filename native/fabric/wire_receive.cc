@@ -225,7 +225,7 @@ void WireConnection::finish_slot(Slot& slot, const ReplyHeader& reply) {
     attachment.state = Attachment::State::refused;  // asked anew with the next operation
     attachment.refusal = status;
   } else if (op == Op::shm_descriptor) {
-    on_descriptor_reply(*region, status);
+    on_descriptor_reply(*region, reply);
   } else if (op == Op::populate) {
     on_populate_reply(*region);
   } else if (op == Op::lend) {

@@ -5,18 +5,29 @@
 
 namespace extmem::region {
 
-void Attachment::set(std::shared_ptr<Region> region, uint32_t rights) {
-  if (region_ != region || (rights_ & ~rights) != 0) end_lending();
+namespace {
+
+constexpr int kMaxEnds = 64;
+// What a client is told of a loan (protocol.json).
+constexpr unsigned kPagesShift = 32, kNoticeShift = 43, kWritableShift = 63;
+
+}  // namespace
+
+bool Attachment::set(std::shared_ptr<Region> region, uint32_t rights) {
+  if ((region_ != region || (rights_ & ~rights) != 0) && !end_some()) return false;
   region_ = std::move(region);
   rights_ = rights;
+  return true;
 }
 
-void Attachment::end_lending() {
-  for (auto& [number, lent] : lent_) {
-    lent.now->end();
-    if (lent.before) lent.before->end();
+bool Attachment::end_some() {
+  for (int ends = 0; ends < kMaxEnds && !lent_.empty(); ++ends) {
+    const auto first = lent_.begin();
+    first->second.now->end();
+    if (first->second.before) first->second.before->end();
+    lent_.erase(first);
   }
-  lent_.clear();
+  return lent_.empty();
 }
 
 std::optional<Outcome> Attachment::lend(uint64_t offset, Lender* lender, std::weak_ptr<Borrower> borrower) {
@@ -26,7 +37,8 @@ std::optional<Outcome> Attachment::lend(uint64_t offset, Lender* lender, std::we
   auto loan = region_->lend(number, writable, *lender, std::move(borrower));
   if (!loan) return std::nullopt;
   if (loan->outcome.status != Status::ok) return loan->outcome;
-  loan->outcome.value = loan->chunk->key() | loan->bytes / protocol::kPageBytes << 32 | uint64_t{writable} << 63;
+  loan->outcome.value = loan->chunk->key() | loan->bytes / protocol::kPageBytes << kPagesShift |
+                        uint64_t{loan->chunk->notice()} << kNoticeShift | uint64_t{writable} << kWritableShift;
   // The one before, of when it was shorter or not to be written: operations with its key may be under way.
   Lent& lent = lent_[number];
   if (lent.before) lent.before->end();
@@ -43,15 +55,28 @@ Attachment* Attachments::find(uint64_t id) {
   return last_;
 }
 
-void Attachments::put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights) {
+bool Attachments::put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights) {
   if (entries_.size() >= forget_at_) forget_destroyed();
   last_ = nullptr;
-  entries_[id].set(std::move(region), rights);
+  return entries_[id].set(std::move(region), rights);
 }
 
-void Attachments::remove(uint64_t id) {
+bool Attachments::remove(uint64_t id) {
   last_ = nullptr;
-  entries_.erase(id);
+  auto found = entries_.find(id);
+  if (found == entries_.end()) return true;
+  if (!found->second.end_some()) return false;
+  entries_.erase(found);
+  return true;
+}
+
+bool Attachments::end_some() {
+  last_ = nullptr;
+  while (!entries_.empty()) {
+    if (!entries_.begin()->second.end_some()) return false;
+    entries_.erase(entries_.begin());
+  }
+  return true;
 }
 
 /// Attachments of destroyed regions are dropped now and then, so that the table stays as large as what exists.

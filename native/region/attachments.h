@@ -1,4 +1,6 @@
-// The regions that a client has shown the manager's capability for, and the chunks of them that were lent to it.
+// The regions that a client has shown the manager's capability for, and the chunks of them that were lent to it. Ending
+// a loan takes the device a while, so that many end in steps, between which other connections have their turns.
+//
 // Owned by one connection and used under its lock.
 #pragma once
 
@@ -14,12 +16,17 @@ namespace extmem::region {
 
 class Attachment {
  public:
-  ~Attachment() { end_lending(); }
-  /// Of the same region with no less a right, what was lent stays: operations on it are under way.
-  void set(std::shared_ptr<Region> region, uint32_t rights);
+  ~Attachment() {
+    while (!end_some()) continue;
+  }
+  /// Of the same region with no less a right, what was lent stays: operations on it are under way. False: loans are
+  /// left to be ended first, ask again.
+  bool set(std::shared_ptr<Region> region, uint32_t rights);
   const std::shared_ptr<Region>& region() const { return region_; }
   bool allows(uint32_t rights) const { return (rights_ & rights) == rights; }
 
+  /// Ends some loans; answers whether none is left.
+  bool end_some();
   /// The chunk that `offset` lies in; the outcome's value is what the client is told of it. nullopt: busy.
   std::optional<Outcome> lend(uint64_t offset, Lender* lender, std::weak_ptr<Borrower> borrower);
 
@@ -28,7 +35,6 @@ class Attachment {
     std::shared_ptr<LentChunk> now;
     std::shared_ptr<LentChunk> before;  // or null
   };
-  void end_lending();
 
   std::shared_ptr<Region> region_;
   uint32_t rights_ = 0;
@@ -38,8 +44,11 @@ class Attachment {
 class Attachments {
  public:
   Attachment* find(uint64_t id);
-  void put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights);
-  void remove(uint64_t id);
+  // False: loans are left to be ended first, ask again.
+  bool put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights);
+  bool remove(uint64_t id);
+  /// Of all regions: ends some loans, and forgets what has none; answers whether nothing is left.
+  bool end_some();
 
  private:
   void forget_destroyed();

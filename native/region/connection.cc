@@ -54,7 +54,20 @@ Connection::Connection(std::unique_ptr<Wire> wire, Service& service)
                        (peer.uid == geteuid() || peer.uid == 0);
 }
 
-Connection::~Connection() { end(); }
+Connection::~Connection() {
+  end();
+  while (!settle()) continue;
+}
+
+bool Connection::settle() {
+  std::lock_guard guard(lock_);
+  return attachments_.end_some();
+}
+
+void Connection::probe() {
+  std::lock_guard guard(lock_);
+  if (state_ == State::serving) wire_->probe();
+}
 
 void Connection::end() {
   std::lock_guard guard(lock_);
@@ -343,7 +356,7 @@ Connection::Step Connection::serve_simple(const RequestHeader& header) {
     outcome->status = authorize(header, op == Op::fetch_add ? kRead | kWrite : kWrite, attached);
     if (outcome->status == Status::ok) outcome = operate(*attached->region(), header);
   } else if (op == Op::detach) {
-    attachments_.remove(header.region);
+    if (!attachments_.remove(header.region)) return Step::busy;
   }
   if (!outcome) return Step::busy;
   consume(sizeof header);
@@ -355,11 +368,14 @@ Connection::Step Connection::serve_attach(const RequestHeader& header) {
   if (header.length != sizeof capability) return begin_payload(header, Status::bad_request);
   if (available() < sizeof header + sizeof capability) return Step::need_input;
   std::memcpy(&capability, in_.get() + in_begin_ + sizeof header, sizeof capability);
+  const auto status = attach(header.region, capability);
+  if (!status) return Step::busy;
   consume(sizeof header + sizeof capability);
-  return answer(header, {.status = attach(header.region, capability)});
+  return answer(header, {.status = *status});
 }
 
-Status Connection::attach(uint64_t id, const protocol::Capability& capability) {
+/// nullopt: ask again.
+std::optional<Status> Connection::attach(uint64_t id, const protocol::Capability& capability) {
   const LinkTable::Link link = handshake_.link();
   if (capability.client != link.client || capability.client_generation != link.client_generation ||
       capability.region != id ||
@@ -369,7 +385,7 @@ Status Connection::attach(uint64_t id, const protocol::Capability& capability) {
   }
   auto region = service_.regions.find(id);
   if (!region) return Status::not_present;
-  attachments_.put(id, std::move(region), capability.rights);
+  if (!attachments_.put(id, std::move(region), capability.rights)) return std::nullopt;
   return Status::ok;
 }
 
@@ -419,8 +435,10 @@ Connection::Step Connection::serve_descriptor(const RequestHeader& header) {
   reply.op = header.op;
   reply.id = header.id;
   reply.epoch = given->outcome.epoch;
+  const std::array descriptors{given->fd.get(), given->written.get()};
+  reply.value = given->written ? 2 : 1;
   bool sent = false;
-  if (!send_descriptor(reply, given->fd.get(), sent)) return Step::close;
+  if (!send_descriptors(reply, std::span(descriptors).first(reply.value), sent)) return Step::close;
   blocked_ = !sent;
   if (!sent) return Step::need_output;
   consume(sizeof header);
@@ -428,19 +446,19 @@ Connection::Step Connection::serve_descriptor(const RequestHeader& header) {
   return Step::done;
 }
 
-bool Connection::send_descriptor(const ReplyHeader& reply, int fd, bool& sent) {
+bool Connection::send_descriptors(const ReplyHeader& reply, std::span<const int> descriptors, bool& sent) {
   iovec segment{.iov_base = const_cast<ReplyHeader*>(&reply), .iov_len = sizeof reply};
-  alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(sizeof fd)> control{};
+  alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(2 * sizeof(int))> control{};
   msghdr message{};
   message.msg_iov = &segment;
   message.msg_iovlen = 1;
   message.msg_control = control.data();
-  message.msg_controllen = control.size();
+  message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
   cmsghdr* rights = CMSG_FIRSTHDR(&message);
   rights->cmsg_level = SOL_SOCKET;
   rights->cmsg_type = SCM_RIGHTS;
-  rights->cmsg_len = CMSG_LEN(sizeof fd);
-  std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+  rights->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+  std::memcpy(CMSG_DATA(rights), descriptors.data(), descriptors.size_bytes());
   ssize_t put = sendmsg(wire_->socket(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   sent = put == sizeof reply;
   return sent || (put < 0 && (errno == EAGAIN || errno == EINTR));

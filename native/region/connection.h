@@ -41,9 +41,15 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   /// left (LinkTable) takes the connection for ended.
   void end();
   void note_ended(uint64_t region, uint64_t number) override;
+  /// After end(): ends some of the registrations that are left, which takes the device a while each; answers whether
+  /// none is left.
+  bool settle();
+  /// Finds out whether a peer that says nothing is there still.
+  void probe();
 
   int fd() const { return wire_->fd(); }
   bool tells_output() const { return wire_->tells_output(); }
+  bool needs_probes() const { return wire_->lender() != nullptr; }
   bool authenticated() const { return state_ == State::serving; }
   uint64_t accepted_ns() const { return accepted_ns_; }
   void report_slow_handshake() { refuse("the handshake was not finished in time"); }
@@ -93,10 +99,10 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   Step finish_payload();
 
   Status authorize(const protocol::RequestHeader& header, uint32_t rights, Attachment*& attached);
-  Status attach(uint64_t id, const protocol::Capability& capability);
+  std::optional<Status> attach(uint64_t id, const protocol::Capability& capability);
   Step answer(const protocol::RequestHeader& header, const Outcome& outcome, uint32_t length = 0);
   void put_output(const void* data, size_t bytes);
-  bool send_descriptor(const protocol::ReplyHeader& reply, int fd, bool& sent);
+  bool send_descriptors(const protocol::ReplyHeader& reply, std::span<const int> descriptors, bool& sent);
   void refuse(const std::string& why);
   size_t available() const { return in_end_ - in_begin_; }
   void consume(size_t bytes);

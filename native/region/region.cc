@@ -45,6 +45,11 @@ UniqueFd make_memfd(uint64_t id, uint64_t bytes) {
   return fd;
 }
 
+/// Without waiting: a holder may have a lease on it, which it need not give back for 45 s.
+UniqueFd reopen(int fd, int flags) {
+  return UniqueFd(open(("/proc/self/fd/" + std::to_string(fd)).c_str(), flags | O_CLOEXEC | O_NONBLOCK));
+}
+
 /// Copies [begin, end) where there is data; false: no memory.
 bool copy_data(int from, int to, uint64_t begin, uint64_t end, std::vector<uint8_t>& buffer) {
   while (begin < end) {
@@ -110,22 +115,26 @@ std::shared_ptr<Region> Region::create(const Shape& shape, MemoryAccount& accoun
     return nullptr;
   }
   UniqueFd fd = make_memfd(shape.id, shape.bytes);
-  if (!fd) {
+  auto written = WrittenMap::create(shape.bytes);
+  if (!fd || !written) {
     account.release(reserved);
     status = Status::no_space;
     return nullptr;
   }
   status = Status::ok;
-  return std::make_shared<Region>(shape, account, std::move(fd));
+  return std::make_shared<Region>(shape, account, std::move(fd), std::move(written));
 }
 
-Region::Region(const Shape& shape, MemoryAccount& account, UniqueFd fd)
+Region::Region(const Shape& shape, MemoryAccount& account, UniqueFd fd, std::unique_ptr<WrittenMap> written)
     : id_(shape.id),
       thin_(shape.thin),
       account_(account),
       fd_(std::move(fd)),
       bytes_(shape.bytes),
-      blocks_(shape.kept ? std::make_unique<BlockState>(shape.bytes) : nullptr) {}
+      written_(written.get()),
+      blocks_(shape.kept ? std::make_unique<BlockState>(shape.bytes) : nullptr) {
+  written_maps_.push_back(std::move(written));
+}
 
 Region::~Region() {
   if (!destroyed_) destroy_held();
@@ -210,6 +219,12 @@ Status Region::write_held(uint64_t offset, std::span<const uint8_t> data) {
 }
 
 Status Region::write_memory(uint64_t offset, std::span<const uint8_t> data) {
+  const Status status = store(offset, data);
+  mark_written(offset, data.size());  // also what was stored in part
+  return status;
+}
+
+Status Region::store(uint64_t offset, std::span<const uint8_t> data) {
   while (!data.empty()) {
     ssize_t put = pwrite(fd_.get(), data.data(), data.size(), static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
@@ -298,21 +313,21 @@ std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, co
 std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable) {
   Use use(*this);
   if (!use) return std::nullopt;
-  if (destroyed_) return HandOver{outcome(Status::not_present), {}};
+  if (destroyed_) return HandOver{outcome(Status::not_present), {}, {}};
   // What is not all here, or not all good, is asked for by messages.
-  if (thin_ || (blocks_ && !blocks_->settled())) return HandOver{outcome(Status::denied), {}};
+  if (thin_ || (blocks_ && !blocks_->settled())) return HandOver{outcome(Status::denied), {}, {}};
   std::lock_guard guard(holders_lock_);
   // Sealed only now: a region that nobody holds can then grow in place.
-  if (!grow_sealed_ && fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_GROW) != 0) return HandOver{outcome(Status::denied), {}};
+  if (!grow_sealed_ && fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_GROW) != 0)
+    return HandOver{outcome(Status::denied), {}, {}};
   grow_sealed_ = true;
   // Opened anew, never duplicated: flags of a shared file description (O_APPEND, say) would be the client's to set.
-  const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
-  // Without waiting: a holder may have a lease on it, which it need not give back for 45 s.
-  UniqueFd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
-  if (!fd) return HandOver{outcome(Status::denied), {}};
+  UniqueFd fd = reopen(fd_.get(), writable ? O_RDWR : O_RDONLY);
+  UniqueFd written = writable ? reopen(written_.load(std::memory_order_relaxed)->fd(), O_RDWR) : UniqueFd();
+  if (!fd || (writable && !written)) return HandOver{outcome(Status::denied), {}, {}};
   holders_.insert(client);
   if (writable) unseen_.store(true);
-  return HandOver{outcome(Status::ok), std::move(fd)};
+  return HandOver{outcome(Status::ok), std::move(fd), std::move(written)};
 }
 
 std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender& lender,
@@ -328,7 +343,10 @@ std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender&
   const uint64_t bytes = std::min<uint64_t>(protocol::kLendBytes, round_to_page(bytes_) - begin);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), static_cast<off_t>(begin));
   if (memory == MAP_FAILED) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
-  auto chunk = lender.lend({static_cast<std::byte*>(memory), bytes}, begin, writable);
+  auto chunk = lender.lend({.memory = {static_cast<std::byte*>(memory), bytes},
+                            .offset = begin,
+                            .writable = writable,
+                            .region = weak_from_this()});
   munmap(memory, bytes);  // a registration holds the pages by itself
   if (!chunk) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
   std::lock_guard guard(lent_lock_);
@@ -409,11 +427,40 @@ bool Region::move_to_fresh(uint64_t bytes, bool others_hold) {
   return true;
 }
 
+void Region::mark_written(uint64_t offset, uint64_t bytes) {
+  WrittenMap* map = written_.load(std::memory_order_acquire);
+  for (WrittenMap* marked = nullptr; marked != map; map = written_.load(std::memory_order_seq_cst)) {
+    map->mark(offset, bytes);
+    marked = map;
+  }
+}
+
+std::vector<uint64_t> Region::take_written() {
+  std::vector<uint64_t> chunks;
+  written_.load(std::memory_order_acquire)->take(chunks);
+  return chunks;
+}
+
+/// Whoever marked the former map looks afterwards whether it still is the last, and marks this one too if not.
+bool Region::cover_written(uint64_t bytes) {
+  WrittenMap* former = written_.load(std::memory_order_relaxed);
+  if (former->covers(bytes)) return true;
+  auto larger = WrittenMap::create(bytes);
+  if (!larger) return false;
+  written_.store(larger.get(), std::memory_order_seq_cst);
+  std::vector<uint64_t> chunks;
+  former->take(chunks);
+  for (uint64_t number : chunks) larger->mark(number * protocol::kLendBytes, 1);
+  written_maps_.push_back(std::move(larger));
+  return true;
+}
+
 Status Region::resize(uint64_t bytes) {
   if (bytes == 0 || bytes > kMaxRegionBytes) return Status::bad_request;
   Exclusive exclusive(*this);
   if (destroyed_) return Status::not_present;
   if (blocks_ && bytes > blocks_->blocks() * BlockState::kBytes) return Status::bad_request;
+  if (!cover_written(bytes)) return Status::no_space;
   const uint64_t before = round_to_page(bytes_), after = round_to_page(bytes);
   if (!thin_ && after > before && !account_.reserve(after - before)) return Status::no_space;
   bool done = false;
@@ -484,6 +531,7 @@ Status Region::clear_within_chunk(uint64_t offset, uint64_t bytes) {
 Status Region::free_memory(uint64_t offset, uint64_t bytes) {
   const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   const int done = fallocate(fd_.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+  mark_written(offset, bytes);
   return done == 0 ? Status::ok : Status::not_present;
 }
 

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/socket.h"
+#include "base/written_map.h"
 #include "region/block_state.h"
 #include "region/memory_account.h"
 #include "region/region_server.h"
@@ -35,7 +36,7 @@ struct Outcome {
   uint64_t value = 0;
 };
 
-class Region : public std::enable_shared_from_this<Region> {
+class Region final : public Written, public std::enable_shared_from_this<Region> {
  public:
   struct Shape {
     uint64_t id, bytes;
@@ -46,7 +47,7 @@ class Region : public std::enable_shared_from_this<Region> {
     bool restored = false;
   };
   static std::shared_ptr<Region> create(const Shape& shape, MemoryAccount& account, Status& status);
-  Region(const Shape& shape, MemoryAccount& account, UniqueFd fd);
+  Region(const Shape& shape, MemoryAccount& account, UniqueFd fd, std::unique_ptr<WrittenMap> written);
   ~Region();
 
   uint64_t id() const { return id_; }
@@ -69,6 +70,7 @@ class Region : public std::enable_shared_from_this<Region> {
   struct HandOver {
     Outcome outcome;
     UniqueFd fd;
+    UniqueFd written;  ///< the map that the client marks what it stores in, if it may
   };
   std::optional<HandOver> hand_over(uint64_t client, bool writable);
 
@@ -80,6 +82,12 @@ class Region : public std::enable_shared_from_this<Region> {
     uint64_t bytes = 0;  // whole pages
   };
   std::optional<Loan> lend(uint64_t number, bool writable, Lender& lender, std::weak_ptr<Borrower> borrower);
+
+  // Any thread, lock-free.
+  void mark_written(uint64_t offset, uint64_t bytes) override;
+  /// The chunks (kLendBytes, by their numbers) that were written since this was last asked, or may have been. Of a
+  /// chunk that is lent for writing, only what was written with notice, until the loan ends. One thread at a time.
+  std::vector<uint64_t> take_written();
 
   // The control thread.
   Status resize(uint64_t bytes);
@@ -124,6 +132,7 @@ class Region : public std::enable_shared_from_this<Region> {
   Status write_held(uint64_t offset, std::span<const uint8_t> data);
   Status write_thin(uint64_t offset, std::span<const uint8_t> data);
   Status write_memory(uint64_t offset, std::span<const uint8_t> data);
+  Status store(uint64_t offset, std::span<const uint8_t> data);
   std::optional<Outcome> update_word(uint64_t offset, uint64_t desired, const uint64_t* expected);
   uint64_t missing_bytes(uint64_t offset, uint64_t bytes) const;
   void recount_thin();
@@ -137,6 +146,7 @@ class Region : public std::enable_shared_from_this<Region> {
   BlockState::Presence presence(uint64_t offset, uint64_t bytes, bool replaces);
   std::optional<Outcome> check(uint64_t offset, uint64_t bytes, bool replaces);
   ssize_t copy_once(uint64_t block, std::span<uint8_t> into) const;
+  bool cover_written(uint64_t bytes);
 
   const uint64_t id_;
   const bool thin_;
@@ -148,6 +158,9 @@ class Region : public std::enable_shared_from_this<Region> {
   uint64_t bytes_;
   uint32_t epoch_ = 1;
   bool destroyed_ = false;
+
+  std::atomic<WrittenMap*> written_;                       // the last of written_maps_
+  std::vector<std::unique_ptr<WrittenMap>> written_maps_;  // former ones stay: somebody may be marking there
 
   const std::unique_ptr<BlockState> blocks_;  // null: there is no store
   /// A client was given writable memory, and its writes are not seen here.

@@ -39,6 +39,7 @@ class Server final : public RegionServer {
   std::vector<RegionInfo> list_regions() const override;
   std::optional<RegionInfo> region(uint64_t id) const override;
   std::vector<RecordInfo> list_records() const override;
+  std::vector<uint64_t> take_written(uint64_t region) override;
   Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) override;
   Status remove_record(uint64_t region, uint64_t ino) override;
   Memory memory() const override;
@@ -236,6 +237,11 @@ std::vector<RecordInfo> Server::list_records() const {
   std::vector<RecordInfo> result;
   for (auto& region : service_.regions.all()) region->append_records(result);
   return result;
+}
+
+std::vector<uint64_t> Server::take_written(uint64_t region_id) {
+  auto region = service_.regions.find(region_id);
+  return region ? region->take_written() : std::vector<uint64_t>();
 }
 
 Status Server::put_record(uint64_t region_id, uint64_t ino, std::vector<uint8_t> bytes) {

@@ -124,6 +124,37 @@ TEST_CASE(
   munmap(kept, kMiB);
 }
 
+TEST_CASE("what is written is known by its chunks, also in what a region has grown by and what was punched") {
+  constexpr uint64_t kChunk = protocol::kLendBytes;
+  constexpr uint64_t kFar = uint64_t{100} << 30;  // beyond what the first map covers
+  MemoryAccount account(uint64_t{1} << 40);
+  auto region = make(account, {.id = 1, .bytes = 4 * kChunk, .thin = false});
+  using Chunks = std::vector<uint64_t>;
+  CHECK(region->take_written() == Chunks{});
+  CHECK(region->write(kChunk - 10, bytes_of(20, 1))->status == Status::ok);
+  CHECK(region->write(3 * kChunk, bytes_of(1, 1))->status == Status::ok);
+  CHECK(region->take_written() == Chunks{0, 1, 3});
+  CHECK(region->fetch_add(2 * kChunk, 1)->status == Status::ok);
+  CHECK(region->resize(kFar + kChunk) == Status::ok);
+  region->mark_written(kFar, 8);
+  CHECK(region->take_written() == Chunks{2, kFar / kChunk});
+  CHECK(region->punch(kChunk, 2 * kChunk) == Status::ok);
+  CHECK(region->take_written() == Chunks{1, 2});
+}
+
+TEST_CASE("who stores through the descriptor marks what it stores in the map that comes with it; who reads has none") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = 4 * kMiB, .thin = false});
+  CHECK_FALSE(region->hand_over(1, false)->written);
+  auto given = region->hand_over(2, true);
+  REQUIRE(given->written);
+  CHECK(ftruncate(given->written.get(), 0) != 0);
+  auto map = WrittenMap::open(std::move(given->written));
+  REQUIRE(map);
+  map->mark(3 * kMiB, 1);
+  CHECK(region->take_written() == std::vector<uint64_t>{1});
+}
+
 TEST_CASE("a region that a holder has cut is not present, never zeros") {
   MemoryAccount account(16 * kMiB);
   auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});

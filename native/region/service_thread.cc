@@ -22,6 +22,8 @@ constexpr uint64_t kHandshakeNs = protocol::kHandshakeTimeoutMs * kMillisecond;
 /// A parked connection's wait: a region that moves takes from a millisecond to a second.
 constexpr int kParkedMs = 1;
 constexpr int kTickMs = 100;
+/// Whoever has vanished is given up so long later at most, and what retransmission takes (queue_pair.cc).
+constexpr int kProbeMs = 2000;
 constexpr unsigned kHotTurns = 16;
 constexpr int kMaxAccepts = 16;
 constexpr size_t kMaxConnections = 4096;
@@ -43,9 +45,9 @@ ServiceThread::~ServiceThread() { stop(); }
 
 void ServiceThread::listen(std::unique_ptr<Acceptor> acceptor, Distribute distribute) {
   distribute_ = std::move(distribute);
-  acceptors_.push_back(std::move(acceptor));
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptors_.back().get()}};
-  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, acceptors_.back()->fd(), &event) == 0);
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptor.get()}};
+  EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, acceptor->fd(), &event) == 0);
+  acceptors_.push_back({.acceptor = std::move(acceptor)});
 }
 
 void ServiceThread::start() {
@@ -65,6 +67,7 @@ void ServiceThread::stop() {
   connections_.clear();
   strangers_.clear();
   parked_.clear();
+  ended_.clear();
   hot_ = nullptr;
   acceptors_.clear();
   std::lock_guard guard(adopted_lock_);
@@ -91,7 +94,10 @@ void ServiceThread::run() {
     if (operated && turn % kHotTurns != 0) continue;
     if (wait(timeout)) governor_.interrupt(true);
     if (!parked_.empty()) retry_parked();
-    if (!strangers_.empty() || accept_again_ns_ != 0) drop_overdue(monotonic_ns());
+    if (!ended_.empty()) settle_ended();
+    if (!strangers_.empty()) drop_overdue(monotonic_ns());
+    if (paused_ > 0) resume_accepting(monotonic_ns());
+    if (probed_ > 0) probe_peers(monotonic_ns());
   }
 }
 
@@ -115,8 +121,10 @@ bool ServiceThread::wait(int timeout) {
 
 int ServiceThread::timeout_ms(uint64_t now) {
   if (now - last_operation_ns_ < window_.ns() && governor_.may_poll(now)) return 0;
+  if (!ended_.empty()) return 0;
   if (!parked_.empty()) return kParkedMs;
-  return strangers_.empty() && accept_again_ns_ == 0 ? -1 : kTickMs;
+  if (!strangers_.empty() || paused_ > 0) return kTickMs;
+  return probed_ > 0 ? kProbeMs : -1;
 }
 
 void ServiceThread::handle(void* target, uint64_t now) {
@@ -125,7 +133,7 @@ void ServiceThread::handle(void* target, uint64_t now) {
     [[maybe_unused]] auto got = read(wake_fd_.get(), &wakes, sizeof wakes);
     return take_adopted();
   }
-  for (auto& acceptor : acceptors_) {
+  for (auto& [acceptor, again_ns] : acceptors_) {
     if (target == acceptor.get()) return accept_all(*acceptor, now);
   }
   auto* connection = static_cast<Connection*>(target);
@@ -140,18 +148,45 @@ void ServiceThread::accept_all(Acceptor& acceptor, uint64_t now) {
       continue;
     }
     if (errno == EINTR || errno == ECONNABORTED) continue;
-    if (errno != EAGAIN) pause_accepting(now);
+    if (errno != EAGAIN) pause_accepting(acceptor, now);
     return;
   }
 }
 
-/// Out of descriptors or memory: the pending connection stays ready, and asking again at once would spin.
-void ServiceThread::pause_accepting(uint64_t now) {
-  accept_again_ns_ = now + kTickMs * kMillisecond;
-  for (auto& acceptor : acceptors_) {
-    epoll_event event{.events = 0, .data = {.ptr = acceptor.get()}};
+/// Out of descriptors or memory: the pending connection stays ready, and asking again at once would spin. The others go
+/// on: what ails an RDMA device need not ail sockets.
+void ServiceThread::pause_accepting(Acceptor& acceptor, uint64_t now) {
+  for (auto& listening : acceptors_) {
+    if (listening.acceptor.get() != &acceptor || listening.again_ns != 0) continue;
+    listening.again_ns = now + kTickMs * kMillisecond;
+    ++paused_;
+    epoll_event event{.events = 0, .data = {.ptr = &acceptor}};
+    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, acceptor.fd(), &event);
+  }
+}
+
+void ServiceThread::resume_accepting(uint64_t now) {
+  for (auto& [acceptor, again_ns] : acceptors_) {
+    if (again_ns == 0 || now < again_ns) continue;
+    again_ns = 0;
+    --paused_;
+    epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptor.get()}};
     epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, acceptor->fd(), &event);
   }
+}
+
+/// What a probe finds makes the connection's descriptor ready.
+void ServiceThread::probe_peers(uint64_t now) {
+  if (now < probe_ns_) return;
+  probe_ns_ = now + kProbeMs * kMillisecond;
+  for (auto& [connection, entry] : connections_) {
+    if (connection->needs_probes()) connection->probe();
+  }
+}
+
+/// A few of each, so that those who are served wait for a few only.
+void ServiceThread::settle_ended() {
+  std::erase_if(ended_, [](const std::shared_ptr<Connection>& one) { return one->settle(); });
 }
 
 void ServiceThread::take_adopted() {
@@ -165,6 +200,7 @@ void ServiceThread::take_adopted() {
     Connection& taken = *connection;
     epoll_event event{.events = EPOLLIN, .data = {.ptr = &taken}};
     if (epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, taken.fd(), &event) != 0) continue;
+    probed_ += taken.needs_probes() ? 1 : 0;
     connections_.emplace(&taken, Entry{.connection = std::move(connection), .events = EPOLLIN});
     strangers_.push_back(&taken);
   }
@@ -210,7 +246,10 @@ void ServiceThread::remove(Connection& connection) {
   std::erase(parked_, &connection);
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, connection.fd(), nullptr);
   connection.end();
-  connections_.erase(&connection);
+  probed_ -= connection.needs_probes() ? 1 : 0;
+  const auto entry = connections_.find(&connection);
+  if (!connection.settle()) ended_.push_back(std::move(entry->second.connection));
+  connections_.erase(entry);
 }
 
 void ServiceThread::retry_parked() {
@@ -227,12 +266,6 @@ void ServiceThread::drop_overdue(uint64_t now) {
          (strangers_.size() > kMaxStrangers || now - strangers_.front()->accepted_ns() > kHandshakeNs)) {
     strangers_.front()->report_slow_handshake();
     remove(*strangers_.front());
-  }
-  if (accept_again_ns_ == 0 || now < accept_again_ns_) return;
-  accept_again_ns_ = 0;
-  for (auto& acceptor : acceptors_) {
-    epoll_event event{.events = EPOLLIN, .data = {.ptr = acceptor.get()}};
-    epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, acceptor->fd(), &event);
   }
 }
 

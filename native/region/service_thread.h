@@ -39,7 +39,10 @@ class ServiceThread {
   int timeout_ms(uint64_t now);
   void handle(void* target, uint64_t now);
   void accept_all(Acceptor& acceptor, uint64_t now);
-  void pause_accepting(uint64_t now);
+  void pause_accepting(Acceptor& acceptor, uint64_t now);
+  void resume_accepting(uint64_t now);
+  void probe_peers(uint64_t now);
+  void settle_ended();
   void take_adopted();
   void advance(Connection& connection);
   void note_operation(bool worth_polling);
@@ -50,7 +53,11 @@ class ServiceThread {
 
   Service& service_;
   UniqueFd epoll_fd_, wake_fd_;
-  std::vector<std::unique_ptr<Acceptor>> acceptors_;
+  struct Listening {
+    std::unique_ptr<Acceptor> acceptor;
+    uint64_t again_ns = 0;  // not 0: out of descriptors, say, and paused until then
+  };
+  std::vector<Listening> acceptors_;
   Distribute distribute_;
   std::thread thread_;
   std::atomic<bool> stopping_{false};
@@ -64,13 +71,16 @@ class ServiceThread {
     uint32_t events;
   };
   std::unordered_map<Connection*, Entry> connections_;
-  std::vector<Connection*> strangers_;  // not authenticated, oldest first
-  std::vector<Connection*> parked_;     // wait for a region that is being changed
-  Connection* hot_ = nullptr;           // served last, and waits for requests
+  std::vector<Connection*> strangers_;              // not authenticated, oldest first
+  std::vector<Connection*> parked_;                 // wait for a region that is being changed
+  std::vector<std::shared_ptr<Connection>> ended_;  // with registrations left, which end a few at a time
+  size_t probed_ = 0;                               // connections that need probes
+  uint64_t probe_ns_ = 0;                           // when they are due
+  Connection* hot_ = nullptr;                       // served last, and waits for requests
   uint64_t last_operation_ns_ = 0;
   PollWindow window_;
   PollGovernor governor_;
-  uint64_t accept_again_ns_ = 0;  // not 0: out of descriptors, accepting is paused
+  size_t paused_ = 0;  // acceptors
 };
 
 }  // namespace extmem::region

@@ -18,6 +18,8 @@ class LentChunk {
  public:
   virtual ~LentChunk() = default;
   virtual uint32_t key() const = 0;
+  /// By which the client tells that it has written there; 0: it cannot.
+  virtual uint32_t notice() const = 0;
   /// When it returns, the client reaches the memory by it no more. Any thread.
   virtual void end() = 0;
 };
@@ -31,10 +33,25 @@ class Borrower {
   ~Borrower() = default;
 };
 
+/// What is told that memory was written by those who reach it by themselves. Any thread, lock-free.
+class Written {
+ public:
+  virtual void mark_written(uint64_t offset, uint64_t bytes) = 0;
+
+ protected:
+  ~Written() = default;
+};
+
 class Lender {
  public:
-  /// `offset` is the memory's in its region. The memory may be unmapped afterwards. Null: impossible.
-  virtual std::shared_ptr<LentChunk> lend(std::span<std::byte> memory, uint64_t offset, bool writable) = 0;
+  struct Piece {
+    std::span<std::byte> memory;  ///< may be unmapped afterwards
+    uint64_t offset;              ///< the memory's, in its region
+    bool writable;
+    std::weak_ptr<Written> region;  ///< told of notices, and when a chunk ends that could be written without
+  };
+  /// Null: impossible.
+  virtual std::shared_ptr<LentChunk> lend(const Piece& piece) = 0;
 
  protected:
   ~Lender() = default;
@@ -58,6 +75,8 @@ class Wire {
   virtual std::string describe_peer() const = 0;
   /// For sendfile(2) and descriptors; -1: there is none.
   virtual int socket() const = 0;
+  /// Who serves it would not learn that the peer has vanished: to be called now and then, and ends the wire then.
+  virtual void probe() {}
   /// Null: it has no one-sided access.
   virtual Lender* lender() { return nullptr; }
 };

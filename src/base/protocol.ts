@@ -138,7 +138,7 @@ export function decodeRequestHeader(view: DataView, at: number): RequestHeader {
   };
 }
 
-/** Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic; of lend, the chunk's remote key, its length in pages from bit 32 on, and bit 63: it may be written. The remote address is the offset in the region. One for lend with id 0 tells that a chunk is lent no more: value is the region, epoch the chunk's number. */
+/** Appliance to client, in the order of the requests; length bytes of payload follow. epoch is the region's at the time the operation completed; value is the old value of an atomic; of lend, the chunk's remote key, its length in pages (bits 32 to 42), what the immediate data of a write with notice tells (bits 43 to 62; 0: there is none), and bit 63: it may be written. The remote address is the offset in the region. One for lend with id 0 tells that a chunk is lent no more: value is the region, epoch the chunk's number. */
 export interface ReplyHeader {
   magic: number;
   op: number;

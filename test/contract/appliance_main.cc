@@ -73,6 +73,8 @@ class Driver {
         out << record.region << ':' << record.ino << ':' << std::string(record.bytes.begin(), record.bytes.end())
             << ' ';
       }
+    } else if (verb == "written") {
+      for (const uint64_t chunk : server_->take_written(id)) out << chunk << ' ';
     } else if (verb == "refusals") {
       std::lock_guard guard(lock_);
       out << refusals_;

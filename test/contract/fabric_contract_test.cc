@@ -341,6 +341,72 @@ TEST_CASE("an operation submitted from within a completion does not deepen the s
   });
 }
 
+TEST_CASE("the appliance learns of writes with notice: which chunks they changed, each time anew") {
+  constexpr uint64_t kChunk = protocol::kLendBytes;
+  over_all_transports([](Bench& bench) {
+    // It is told beside the write's completion, so that it may know a little later.
+    const auto await_written = [&bench](const std::string& wanted) {
+      std::string found;
+      for (const uint64_t give_up = monotonic_ns() + 5'000'000'000; found != wanted && monotonic_ns() < give_up;) {
+        found += bench.process.command("written 10");
+      }
+      return found;
+    };
+    const auto write = [&bench](uint64_t offset, std::vector<uint8_t> data) {
+      iovec segment{.iov_base = data.data(), .iov_len = data.size()};
+      Operation operation;
+      operation.op = Op::write;
+      operation.notify = true;
+      operation.region = &bench.region;
+      operation.offset = offset;
+      operation.segments = &segment;
+      operation.segment_count = 1;
+      operation.bytes = static_cast<uint32_t>(data.size());
+      return bench.client.run(operation);
+    };
+    std::vector<uint8_t> got(10'000);
+    CHECK(bench.client.read(bench.region, 0, got) == Status::ok);
+    CHECK(bench.process.command("written 10") == "");
+    const auto data = pattern(10'000, 1);
+    CHECK(write(kChunk, data) == Status::ok);
+    CHECK(await_written("1 ") == "1 ");
+    CHECK(bench.client.read(bench.region, kChunk, got) == Status::ok);
+    CHECK(got == data);
+    CHECK(write(kChunk - 5000, data) == Status::ok);  // across the two
+    CHECK(await_written("0 1 ") == "0 1 ");
+    CHECK(bench.process.command("written 10") == "");
+  });
+}
+
+TEST_CASE("many writes with notice at once all arrive, and none waits for ever") {
+  for (const Transport& transport : plain_transports()) {  // a cut would use up both attempts of some
+    INFO("transport ", std::string(transport.name));
+    Bench bench(transport);
+    constexpr size_t kCount = 500;
+    std::vector<std::vector<uint8_t>> data;
+    std::vector<iovec> segments;
+    for (size_t index = 0; index < kCount; ++index) data.push_back(pattern(index % 2 == 0 ? 4096 : 100, index));
+    for (auto& one : data) segments.push_back({.iov_base = one.data(), .iov_len = one.size()});
+    std::vector<Operation> operations(kCount);
+    for (size_t index = 0; index < kCount; ++index) {
+      operations[index].op = Op::write;
+      operations[index].notify = index % 3 != 0;
+      operations[index].region = &bench.region;
+      operations[index].offset = index * 4096;
+      operations[index].segments = &segments[index];
+      operations[index].segment_count = 1;
+      operations[index].bytes = static_cast<uint32_t>(data[index].size());
+    }
+    bench.client.run_all(operations);
+    for (size_t index = 0; index < kCount; ++index) {
+      REQUIRE(operations[index].status == Status::ok);
+      std::vector<uint8_t> got(data[index].size());
+      REQUIRE(bench.client.read(bench.region, index * 4096, got) == Status::ok);
+      REQUIRE(got == data[index]);
+    }
+  }
+}
+
 TEST_CASE("after close everything completes with closed, what was in flight and what comes") {
   over_all_transports([](Bench& bench) {
     std::vector<uint8_t> page(4096);

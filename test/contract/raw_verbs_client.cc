@@ -1,5 +1,6 @@
 #include "contract/raw_verbs_client.h"
 
+#include <arpa/inet.h>
 #include <poll.h>
 
 #include "base/assert.h"
@@ -92,8 +93,24 @@ bool RawVerbsClient::transfer(ibv_wr_opcode opcode, uint32_t key) {
   request.num_sge = 1;
   request.opcode = opcode;
   request.wr.rdma.rkey = key;
+  request.wr_id = verbs::QueuePair::kEndsTransfer;
   const unsigned before = done_;
-  return pair_.post_transfer(request, 1) && wait_for([&] { return done_ > before; });
+  unsigned signalled = 0;
+  return pair_.post_transfers(request, signalled) && wait_for([&] { return done_ > before; });
+}
+
+void RawVerbsClient::notify(uint32_t notice) {
+  ibv_send_wr request{};
+  request.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
+  request.imm_data = htonl(notice);
+  request.wr_id = verbs::QueuePair::kEndsTransfer;
+  unsigned signalled = 0;
+  EXTMEM_ASSERT(pair_.post_transfers(request, signalled));
+}
+
+bool RawVerbsClient::wait_for_end() {
+  wait_for([] { return false; });
+  return !pair_.failure().empty();
 }
 
 }  // namespace extmem::contract

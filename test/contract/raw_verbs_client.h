@@ -22,12 +22,17 @@ class RawVerbsClient final : public verbs::QueuePair::Listener {
   uint32_t borrow(uint64_t region, uint32_t rights);
   /// One page of its memory to or from the beginning of what the key stands for; whether it was done.
   bool transfer(ibv_wr_opcode opcode, uint32_t key);
+  /// Tells of a write that there was none of.
+  void notify(uint32_t notice);
+  /// Whether the other side ends the connection.
+  bool wait_for_end();
   const std::vector<uint8_t>& page() const { return page_; }
   void fill_page(uint8_t byte) { std::fill(page_.begin(), page_.end(), byte); }
   const std::string& failure() const { return pair_.failure(); }
 
  private:
-  void on_transfer_done() override { ++done_; }
+  void on_transfers_done(unsigned count) override { done_ += count; }
+  bool on_notice(uint32_t) override { return false; }
   template <typename Condition>
   bool wait_for(Condition condition);
   void send(const void* data, size_t bytes);

@@ -50,6 +50,65 @@ TEST_CASE("reads and writes are served by no code of the appliance" * needs_devi
   CHECK(bench.appliance.transport == fabric::TransportKind::verbs);
 }
 
+TEST_CASE("what is asked for in one go is posted in one go, and of its writes only the last tells of its end" *
+          needs_device()) {
+  Bench bench;
+  constexpr size_t kCount = 16;
+  std::vector<std::vector<uint8_t>> data;
+  for (size_t index = 0; index < kCount; ++index) data.push_back(page_of(static_cast<uint8_t>(index + 1)));
+  std::vector<iovec> segments;
+  for (auto& one : data) segments.push_back({.iov_base = one.data(), .iov_len = one.size()});
+  const auto run_all = [&](Op op) {
+    std::vector<Operation> operations(kCount);
+    for (size_t index = 0; index < kCount; ++index) {
+      operations[index].op = op;
+      operations[index].region = &bench.region;
+      operations[index].offset = index * 8192;
+      operations[index].segments = &segments[index];
+      operations[index].segment_count = 1;
+      operations[index].bytes = 4096;
+    }
+    bench.client.run_all(operations);
+    for (auto& operation : operations) REQUIRE(operation.status == Status::ok);
+  };
+  REQUIRE(bench.client.write(bench.region, 0, page_of(1)) == Status::ok);  // the chunk is lent now
+  const auto counts = [&bench] {
+    const fabric::LinkTotals totals = TestClient::totals(bench.appliance);
+    return std::array{totals.device_posts, totals.device_requests, totals.device_signals};
+  };
+  const auto at_first = counts();
+  run_all(Op::write);
+  const auto written = counts();
+  CHECK(written[0] - at_first[0] == 1);
+  CHECK(written[1] - at_first[1] == kCount);
+  CHECK(written[2] - at_first[2] == 1);
+  for (auto& one : data) std::fill(one.begin(), one.end(), 0);
+  run_all(Op::read);
+  const auto read = counts();
+  CHECK(read[0] - written[0] == 1);
+  CHECK(read[1] - written[1] == kCount);
+  CHECK(read[2] - written[2] == kCount);  // somebody waits for each
+  for (size_t index = 0; index < kCount; ++index) CHECK(data[index] == page_of(static_cast<uint8_t>(index + 1)));
+}
+
+TEST_CASE("what may have been written without notice is known as written when the loan ends" * needs_device()) {
+  Bench bench;
+  REQUIRE(bench.client.write(bench.region, 0, page_of(1)) == Status::ok);
+  CHECK(bench.process.command("written 10") == "");
+  REQUIRE(bench.process.status("fence 1 1") == 0);
+  CHECK(bench.process.command("written 10") == "0 ");
+}
+
+TEST_CASE("a notice for what was not lent for writing ends the connection" * needs_device()) {
+  Bench bench;
+  RawVerbsClient stranger(bench.process, make_credentials(2, 1));
+  const uint32_t key = stranger.borrow(10, kRead);
+  REQUIRE(stranger.transfer(IBV_WR_RDMA_READ, key));
+  stranger.notify(1);
+  CHECK(stranger.wait_for_end());
+  CHECK(bench.process.command("written 10") == "");
+}
+
 TEST_CASE("announced memory is used in place, block by block, and not after it was withdrawn" * needs_device()) {
   Bench bench;
   std::vector<uint8_t> memory(5 * kMiB, 1);

@@ -18,14 +18,26 @@ namespace extmem::verbs {
 
 namespace {
 
-/// The identity in a completion: what it was (2 bits), how many work requests it stands for, its buffer.
-uint64_t identity_of(unsigned tag, unsigned count, unsigned buffer) {
-  return uint64_t{tag} | uint64_t{count} << 2 | uint64_t{buffer} << 32;
+/// The identity in a completion: what it was (2 bits), how many work requests it stands for, and how many transfers or
+/// which buffer.
+uint64_t identity_of(unsigned tag, unsigned requests, unsigned what) {
+  return uint64_t{tag} | uint64_t{requests} << 2 | uint64_t{what} << 32;
 }
 
 std::string describe_errno(const char* what) { return std::string(what) + ": " + std::strerror(errno); }
 
 void set_nonblocking(int fd) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
+
+/// A packet that is not acknowledged is sent again after 4.096 us * 2^16 (a device may take up to four times that),
+/// eight times in all: so a lost one is made up for within an operation's deadline, and who has vanished is noticed in
+/// seconds. What rdma_cm derives by itself is longer than that deadline.
+constexpr uint8_t kAcknowledgeExponent = 16;
+
+/// Of an older kernel that does not know it, rdma_cm's stands.
+void set_acknowledge_timeout(const Library& library, rdma_cm_id* id) {
+  uint8_t exponent = kAcknowledgeExponent;
+  library.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &exponent, sizeof exponent);
+}
 
 bool watch(int epoll_fd, int fd) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
@@ -41,7 +53,7 @@ rdma_conn_param connection_parameters() {
   parameters.private_data_len = sizeof kGreeting;
   parameters.responder_resources = 16;
   parameters.initiator_depth = 16;
-  parameters.retry_count = 7;      // of packets that were lost, with the timeout that rdma_cm derives
+  parameters.retry_count = 7;      // of packets that were lost
   parameters.rnr_retry_count = 7;  // without end: credits keep it from happening, the operations' deadlines bound it
   return parameters;
 }
@@ -77,6 +89,7 @@ bool QueuePair::make_channel() {
 std::string QueuePair::connect(const SocketAddress& target, int timeout_ms) {
   if (!make_channel()) return describe_errno("opening rdma_cm");
   if (library_.create_id(events_, &id_, this, RDMA_PS_TCP) != 0) return describe_errno("making an rdma_cm id");
+  set_acknowledge_timeout(library_, id_);
   auto* address = const_cast<sockaddr*>(target.raw());
   if (library_.resolve_addr(id_, nullptr, address, timeout_ms) != 0) return describe_errno("no RDMA device to there");
   return {};
@@ -84,6 +97,7 @@ std::string QueuePair::connect(const SocketAddress& target, int timeout_ms) {
 
 std::string QueuePair::accept(rdma_cm_id* id, const rdma_conn_param& asked) {
   id_ = id;
+  set_acknowledge_timeout(library_, id_);
   Greeting greeting{};
   // rdma_cm may pad what was sent.
   if (asked.private_data_len >= sizeof greeting) std::memcpy(&greeting, asked.private_data, sizeof greeting);
@@ -128,7 +142,7 @@ bool QueuePair::make_queues() {
   ibv_device_attr device{};
   if (library_.query_device(id_->verbs, &device) != 0) return false;
   max_segments_ = std::clamp<unsigned>(static_cast<unsigned>(device.max_sge), 1, kWantedSegments);
-  // A message, and an empty one that gives credits back, for each credit.
+  // A message, and an empty one that gives credits back (or a probe, when there is nothing else), for each credit.
   const unsigned messages = 2 * kCredits;
   const unsigned depth = std::min(options_.transfers + messages, static_cast<unsigned>(device.max_qp_wr));
   if (depth < messages) return false;
@@ -244,16 +258,24 @@ bool QueuePair::arm() {
 
 void QueuePair::complete(const ibv_wc& done) {
   const auto tag = static_cast<Tag>(done.wr_id & 3);
-  const auto count = static_cast<unsigned>(done.wr_id >> 2 & 0x3fffffff);
-  const auto buffer = static_cast<unsigned>(done.wr_id >> 32);
-  if (tag == Tag::send || tag == Tag::credit) --sends_out_;
-  if (tag == Tag::send) free_sends_[free_send_count_++] = static_cast<uint16_t>(buffer);
+  const auto requests = static_cast<unsigned>(done.wr_id >> 2 & 0x3fffffff);
+  const auto what = static_cast<unsigned>(done.wr_id >> 32);
+  if (tag == Tag::send || tag == Tag::bare) --sends_out_;
+  if (tag == Tag::send) free_sends_[free_send_count_++] = static_cast<uint16_t>(what);
   if (done.status != IBV_WC_SUCCESS)
     return fail(std::string("the queue pair failed: ") + library_.wc_status_str(done.status));
-  if (tag == Tag::receive) return take_message(done, buffer);
+  if (tag == Tag::receive && done.opcode == IBV_WC_RECV_RDMA_WITH_IMM) return take_notice(done, what);
+  if (tag == Tag::receive) return take_message(done, what);
   if (tag != Tag::transfer) return;
-  transfers_out_ -= count;
-  options_.listener->on_transfer_done();
+  transfers_out_ -= requests;
+  options_.listener->on_transfers_done(what);
+}
+
+/// Nothing came into the buffer.
+void QueuePair::take_notice(const ibv_wc& done, unsigned buffer) {
+  if (!options_.listener->on_notice(ntohl(done.imm_data))) return fail("the other side gave a notice that it may not");
+  if (!post_receive(buffer)) return fail(describe_errno("posting a receive"));
+  count_taken();
 }
 
 void QueuePair::take_message(const ibv_wc& done, unsigned buffer) {
@@ -318,13 +340,17 @@ void QueuePair::repost(unsigned buffer) {
   inbox_done_ = 0;
   if (ended_ || !failure_.empty()) return;
   if (!post_receive(buffer)) return fail(describe_errno("posting a receive"));
+  count_taken();
+}
+
+void QueuePair::count_taken() {
   if (++taken_ >= kCredits / 2) give_credits_back();
 }
 
 void QueuePair::give_credits_back() {
   if (sends_out_ >= 2 * kCredits) return;  // told with the next
   ibv_send_wr wr{};
-  wr.wr_id = identity_of(static_cast<unsigned>(Tag::credit), 1, 0);
+  wr.wr_id = identity_of(static_cast<unsigned>(Tag::bare), 1, 0);
   wr.opcode = IBV_WR_SEND_WITH_IMM;
   wr.send_flags = IBV_SEND_SIGNALED;
   wr.imm_data = htonl(std::exchange(taken_, 0u));
@@ -384,16 +410,38 @@ bool QueuePair::post_send(ibv_send_wr& wr) {
   return false;
 }
 
-bool QueuePair::post_transfer(ibv_send_wr& first, unsigned count) {
-  EXTMEM_ASSERT(count > 0 && count <= transfer_room());
-  if (ended_ || !failure_.empty()) return false;
-  ibv_send_wr* last = &first;
-  while (last->next != nullptr) last = last->next;
-  last->wr_id = identity_of(static_cast<unsigned>(Tag::transfer), count, 0);
-  last->send_flags |= IBV_SEND_SIGNALED;
-  if (!post_send(first)) return false;
-  transfers_out_ += count;
+bool QueuePair::post_transfers(ibv_send_wr& first, unsigned& signalled) {
+  unsigned requests = 0, notices = 0, untold = 0, transfers = 0;
+  signalled = 0;
+  for (ibv_send_wr* request = &first; request != nullptr; request = request->next) {
+    ++requests;
+    ++untold;
+    if (request->opcode == IBV_WR_RDMA_WRITE_WITH_IMM) ++notices;
+    const bool ends = request->wr_id == kEndsTransfer;
+    if (ends) ++transfers;
+    const bool tells =
+        ends && (request->opcode == IBV_WR_RDMA_READ || request->next == nullptr || transfers == kSignalEvery);
+    request->wr_id = identity_of(static_cast<unsigned>(Tag::transfer), tells ? untold : 0, tells ? transfers : 0);
+    if (!tells) continue;
+    request->send_flags |= IBV_SEND_SIGNALED;
+    untold = transfers = 0;
+    ++signalled;
+  }
+  EXTMEM_ASSERT(untold == 0 && requests <= transfer_room() && notices <= credits_);
+  if (ended_ || !failure_.empty() || !post_send(first)) return false;
+  transfers_out_ += requests;
+  credits_ -= notices;
   return true;
+}
+
+void QueuePair::probe() {
+  if (ended_ || !established_ || !failure_.empty() || sends_out_ > 0) return;
+  // Of no bytes, so that it needs neither memory nor a key, and none of the other side's code runs.
+  ibv_send_wr wr{};
+  wr.wr_id = identity_of(static_cast<unsigned>(Tag::bare), 1, 0);
+  wr.opcode = IBV_WR_RDMA_WRITE;
+  wr.send_flags = IBV_SEND_SIGNALED;
+  if (post_send(wr)) ++sends_out_;
 }
 
 std::string QueuePair::describe_peer() const {

@@ -2,7 +2,11 @@
 // socket's (send/receive messages, for everything that the other side's code serves), and one-sided transfers.
 //
 // The stream is bounded by credits: a side sends only what the other has posted receives for; those taken are told back
-// in the immediate data of what goes the other way, or of an empty message, for which further receives are kept.
+// in the immediate data of what goes the other way, or of an empty message, for which further receives are kept. A
+// write with notice takes a receive as well, and so a credit; its immediate data is the notice.
+//
+// Transfers are posted as a chain, for which the device is rung once. Of a chain, reads and the last request tell of
+// their completion, writes before it only now and then: completions come in order, so that a later one tells of them.
 //
 // One owner at a time (a reactor's thread, or whoever holds the appliance's connection lock). fd() becomes readable
 // when there is something to look at with serve_events().
@@ -32,10 +36,12 @@ static_assert(sizeof(Greeting) <= 56);
 
 class QueuePair {
  public:
-  /// Told of transfers in the order in which they were posted.
   class Listener {
    public:
-    virtual void on_transfer_done() = 0;
+    /// So many more transfers are done, in the order in which they were posted.
+    virtual void on_transfers_done(unsigned count) = 0;
+    /// The other side has written, and says so. False: it may not.
+    virtual bool on_notice(uint32_t notice) = 0;
 
    protected:
     ~Listener() = default;
@@ -45,7 +51,7 @@ class QueuePair {
   struct Options {
     ChooseDomain choose_domain;
     unsigned transfers;  ///< room for so many work requests beside messages
-    Listener* listener;  ///< null: no transfers
+    Listener* listener;
   };
 
   explicit QueuePair(const Options& options);
@@ -68,6 +74,7 @@ class QueuePair {
 
   /// Takes what is complete; answers whether anything was. No system call, unless a wake-up was armed.
   bool poll();
+  bool armed() const { return armed_; }
   /// The same after fd() was readable: also the connection's own events.
   void serve_events();
   /// From now on fd() tells of completions. Answers false if there are some already: poll() first.
@@ -85,8 +92,18 @@ class QueuePair {
   unsigned max_inline() const { return max_inline_; }
   /// One message's packets are of so many bytes.
   unsigned path_mtu() const { return path_mtu_; }
-  /// A chain of work requests (count of them) that ends with a signalled one; ids and flags are set here. Needs room.
-  bool post_transfer(ibv_send_wr& first, unsigned count);
+  /// Writes with notice that may be posted now; some credits are left to messages.
+  unsigned notice_room() const { return credits_ > kMessageCredits ? credits_ - kMessageCredits : 0; }
+  /// The last request of a transfer has this as its wr_id, those before it 0.
+  static constexpr uint64_t kEndsTransfer = 1;
+  /// A chain of work requests; needs transfer_room() for all, and notice_room() for those that write with notice. Tells
+  /// how many of them will tell of their completion.
+  bool post_transfers(ibv_send_wr& first, unsigned& signalled);
+
+  /// Has the other side's device answer for it: where it does not, the connection fails. For an end that only answers
+  /// otherwise, and would not learn that the other has vanished. Does nothing while something is under way, which
+  /// finds that out as well.
+  void probe();
 
   /// When it returns, nothing of this connection reaches memory any more, on either side's behalf. The other side is
   /// told. Afterwards fd() is readable.
@@ -95,11 +112,14 @@ class QueuePair {
  private:
   static constexpr size_t kMessageBytes = 8192;
   static constexpr unsigned kCredits = 16;
+  static constexpr unsigned kMessageCredits = 2;
+  /// So many writes at most complete untold.
+  static constexpr unsigned kSignalEvery = 16;
   /// Messages that only give credits back: at most one per half of the credits can be under way.
   static constexpr unsigned kSpare = 4;
   static constexpr unsigned kInlineBytes = 220;
   static constexpr unsigned kWantedSegments = 30;
-  enum class Tag : uint8_t { receive = 0, send = 1, credit = 2, transfer = 3 };
+  enum class Tag : uint8_t { receive = 0, send = 1, bare = 2, transfer = 3 };  // bare: has no buffer
   struct Arrived {
     uint16_t buffer;
     uint32_t bytes;
@@ -111,11 +131,13 @@ class QueuePair {
   void serve_connection_event(const rdma_cm_event& event);
   bool post_receive(unsigned buffer);
   void repost(unsigned buffer);
+  void count_taken();
   void give_credits_back();
   bool post_message(unsigned buffer, uint32_t bytes);
   bool post_send(ibv_send_wr& wr);
   void complete(const ibv_wc& done);
   void take_message(const ibv_wc& done, unsigned buffer);
+  void take_notice(const ibv_wc& done, unsigned buffer);
   void fail(std::string reason);
   std::byte* buffer_at(unsigned index) { return buffers_.get() + index * kMessageBytes; }
 
@@ -146,7 +168,7 @@ class QueuePair {
   unsigned sends_out_ = 0;
 
   unsigned transfer_capacity_ = 0;
-  unsigned transfers_out_ = 0;
+  unsigned transfers_out_ = 0;  // work requests
   unsigned max_segments_ = 1;
   unsigned max_inline_ = 0;
   unsigned path_mtu_ = 0;

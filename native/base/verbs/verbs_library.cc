@@ -39,7 +39,7 @@ bool find_rdmacm(void* from, Library& found) {
          find(from, "rdma_accept", found.accept) && find(from, "rdma_reject", found.reject) &&
          find(from, "rdma_disconnect", found.disconnect) && find(from, "rdma_get_cm_event", found.get_cm_event) &&
          find(from, "rdma_ack_cm_event", found.ack_cm_event) && find(from, "rdma_create_qp", found.create_qp) &&
-         find(from, "rdma_destroy_qp", found.destroy_qp);
+         find(from, "rdma_destroy_qp", found.destroy_qp) && find(from, "rdma_set_option", found.set_option);
 }
 
 /// Never unloaded: providers register with it for good.

@@ -51,6 +51,7 @@ struct Library {
   decltype(&::rdma_ack_cm_event) ack_cm_event;
   decltype(&::rdma_create_qp) create_qp;
   decltype(&::rdma_destroy_qp) destroy_qp;
+  decltype(&::rdma_set_option) set_option;
 };
 
 }  // namespace extmem::verbs

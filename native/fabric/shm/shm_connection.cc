@@ -122,11 +122,15 @@ bool ShmConnection::transfer(Operation& operation) {
   const int fd = region.shm_fd.load(std::memory_order_acquire);
   const auto count = static_cast<int>(operation.segment_count);
   const auto offset = static_cast<off_t>(operation.offset);
+  // Before the store for whoever looks if we die, after it for whoever has looked in between.
+  WrittenMap* map = operation.op == Op::write ? region.written.load(std::memory_order_acquire) : nullptr;
+  if (map != nullptr) map->mark(operation.offset, operation.bytes);
   ssize_t done;
   do {
     done = operation.op == Op::read ? preadv(fd, operation.segments, count, offset)
                                     : pwritev(fd, operation.segments, count, offset);
   } while (done < 0 && errno == EINTR);
+  if (map != nullptr) map->mark(operation.offset, operation.bytes);
   return done == static_cast<ssize_t>(operation.bytes);
 }
 
@@ -160,18 +164,26 @@ ssize_t ShmConnection::receive_message(msghdr& message) {
   return got;
 }
 
-void ShmConnection::on_descriptor_reply(Region& region, Status status) {
+UniqueFd ShmConnection::take_received() {
+  if (received_.empty()) return {};
+  UniqueFd fd = std::move(received_.front());
+  received_.erase(received_.begin());
+  return fd;
+}
+
+void ShmConnection::on_descriptor_reply(Region& region, const protocol::ReplyHeader& reply) {
   Attachment& attachment = attachments_[&region];
   attachment.fetching = false;
-  UniqueFd fd;
-  if (status == Status::ok && !received_.empty()) {
-    fd = std::move(received_.front());
-    received_.erase(received_.begin());
-  }
+  const auto status = static_cast<Status>(reply.status);
+  UniqueFd fd, map;
+  if (status == Status::ok) fd = take_received();
+  if (status == Status::ok && reply.value > 1) map = take_received();
   struct stat found {};
-  if (fd && fstat(fd.get(), &found) == 0 && S_ISREG(found.st_mode)) {
+  const bool usable = fd && fstat(fd.get(), &found) == 0 && S_ISREG(found.st_mode);
+  // With the right to write comes the map; what cannot be marked there is not stored past the appliance.
+  if (usable && (reply.value == 1 || install_map(region, std::move(map)))) {
     install(region, std::move(fd));
-  } else if (status == Status::denied) {
+  } else if (status == Status::denied || usable) {
     attachment.socket_only = true;  // thin, or we are not trusted with descriptors
   }
   OperationList parked = attachment.parked.take();
@@ -193,6 +205,16 @@ void ShmConnection::install(Region& region, UniqueFd fd) {
     return;
   }
   exchange_descriptor(fd.get(), number);
+}
+
+bool ShmConnection::install_map(Region& region, UniqueFd fd) {
+  std::lock_guard guard(region.appliance->lock);
+  if (!region.written_maps.empty() && region.written_maps.back()->is_of(fd.get())) return true;
+  auto map = WrittenMap::open(std::move(fd));
+  if (!map) return false;
+  region.written.store(map.get(), std::memory_order_release);
+  region.written_maps.push_back(std::move(map));
+  return true;
 }
 
 void ShmConnection::disown() {

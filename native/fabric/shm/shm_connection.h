@@ -18,7 +18,7 @@ class ShmConnection final : public WireConnection {
   ~ShmConnection() override;
   TransportKind kind() const override { return TransportKind::shm; }
   static constexpr Capabilities capabilities() {
-    return {.one_sided = true, .atomics = true, .completes_inline = true};
+    return {.one_sided = true, .atomics = true, .completes_inline = true, .write_with_notify = true};
   }
 
   /// Empty, or why it is impossible.
@@ -28,7 +28,7 @@ class ShmConnection final : public WireConnection {
 
  private:
   ssize_t receive_message(msghdr& message) override;
-  void on_descriptor_reply(Region& region, Status status) override;
+  void on_descriptor_reply(Region& region, const protocol::ReplyHeader& reply) override;
   void on_populate_reply(Region& region) override;
   bool has_heartbeat() const override { return false; }  // the socket hangs up when the appliance dies
   bool transfer(Operation& operation);
@@ -36,6 +36,8 @@ class ShmConnection final : public WireConnection {
   void populate_first(Operation& operation, uint64_t attempt_deadline_ns);
   bool hung_up(uint64_t now);
   void install(Region& region, UniqueFd fd);
+  static bool install_map(Region& region, UniqueFd fd);
+  UniqueFd take_received();
 
   std::vector<UniqueFd> received_;  // not yet claimed by a reply
   uint64_t looked_ns_ = 0;

@@ -12,7 +12,7 @@ class TcpConnection final : public WireConnection {
   using WireConnection::WireConnection;
   TransportKind kind() const override { return TransportKind::tcp; }
   static constexpr Capabilities capabilities() {
-    return {.one_sided = false, .atomics = true, .completes_inline = false};
+    return {.one_sided = false, .atomics = true, .completes_inline = false, .write_with_notify = true};
   }
 
   struct Target {

@@ -4,6 +4,8 @@
 #include <map>
 #include <utility>
 
+#include "base/clock.h"
+
 namespace extmem::fabric {
 
 namespace {
@@ -81,8 +83,8 @@ bool LocalMemory::find_key(const std::byte* begin, size_t& bytes, uint32_t& key)
     const auto offset = static_cast<size_t>(begin - first);
     const size_t index = offset / kBlockBytes;
     uint64_t found = range.blocks[index].key.load(std::memory_order_acquire);
-    if (found == 0) found = register_block(range, index);
-    if (found == kRefused) return false;
+    if ((found & kKnown) == 0 && may_register(found)) found = register_block(range, index);
+    if ((found & kKnown) == 0) return false;
     bytes = std::min({bytes, (index + 1) * kBlockBytes - offset, range.bytes.load(std::memory_order_relaxed) - offset});
     key = static_cast<uint32_t>(found);
     return true;
@@ -90,16 +92,19 @@ bool LocalMemory::find_key(const std::byte* begin, size_t& bytes, uint32_t& key)
   return false;
 }
 
+bool LocalMemory::may_register(uint64_t key) { return key == 0 || (key & ~kRefused) + 1 < monotonic_ns() / kRestNs; }
+
 uint64_t LocalMemory::register_block(Range& range, size_t index) {
   std::lock_guard guard(lock_);
   Block& block = range.blocks[index];
   const uint64_t before = block.key.load(std::memory_order_relaxed);
-  if (before != 0) return before;
+  if ((before & kKnown) != 0 || !may_register(before)) return before;
   std::byte* begin = range.begin.load(std::memory_order_relaxed) + index * kBlockBytes;
   const size_t bytes = std::min(kBlockBytes, range.bytes.load(std::memory_order_relaxed) - index * kBlockBytes);
   block.registration = verbs::Registration::create(
       domain_, {.memory = {begin, bytes}, .iova = reinterpret_cast<uint64_t>(begin), .access = IBV_ACCESS_LOCAL_WRITE});
-  const uint64_t found = block.registration ? kKnown | block.registration->local_key() : kRefused;
+  const uint64_t found =
+      block.registration ? kKnown | block.registration->local_key() : kRefused | monotonic_ns() / kRestNs;
   block.key.store(found, std::memory_order_release);
   return found;
 }

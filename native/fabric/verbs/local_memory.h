@@ -25,6 +25,7 @@ void withdraw_memory(std::byte* begin);
 class LocalMemory {
  public:
   static constexpr size_t kBlockBytes = 2u << 20;
+  static constexpr uint64_t kRestNs = 5'000'000'000;
 
   /// The one of that device; null when it has no protection domain left.
   static LocalMemory* of(ibv_context* device);
@@ -32,7 +33,8 @@ class LocalMemory {
   explicit LocalMemory(std::shared_ptr<verbs::ProtectionDomain> domain) : domain_(std::move(domain)) {}
 
   /// The key of what begins there, and in `bytes` (at most what it was) how much of it that key is for. False: not
-  /// registered. No lock once a block has been used.
+  /// registered. No lock once a block has been used. A block that could not be registered is tried again after kRestNs:
+  /// the limit of locked memory may have been raised, or others have given some back.
   bool find_key(const std::byte* begin, size_t& bytes, uint32_t& key);
 
  private:
@@ -40,7 +42,7 @@ class LocalMemory {
   friend void withdraw_memory(std::byte* begin);
   static constexpr size_t kMaxRanges = 8;
   struct Block {
-    std::atomic<uint64_t> key{0};  // kKnown | the key, once registered; kRefused
+    std::atomic<uint64_t> key{0};  // kKnown | the key, once registered; kRefused | when, in units of kRestNs
     std::unique_ptr<verbs::Registration> registration;
   };
   struct Range {
@@ -53,6 +55,7 @@ class LocalMemory {
 
   void add(std::byte* begin, size_t bytes);
   void remove(std::byte* begin);
+  static bool may_register(uint64_t key);
   uint64_t register_block(Range& range, size_t index);
 
   const std::shared_ptr<verbs::ProtectionDomain> domain_;

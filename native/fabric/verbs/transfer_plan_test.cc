@@ -1,8 +1,11 @@
 #include "fabric/verbs/transfer_plan.h"
 
+#include <arpa/inet.h>
 #include <doctest/doctest.h>
 
 #include <vector>
+
+#include "base/verbs/queue_pair.h"
 
 using namespace extmem;
 using namespace extmem::fabric;
@@ -10,7 +13,7 @@ using namespace extmem::fabric;
 namespace {
 
 constexpr TransferPlan::Limits kLimits{.segments = 4, .inline_bytes = 64};
-constexpr std::array kKeys{TransferPlan::Chunk{.key = 11}, TransferPlan::Chunk{.key = 12}};
+constexpr std::array kKeys{TransferPlan::Chunk{.key = 11, .notice = 21}, TransferPlan::Chunk{.key = 12, .notice = 22}};
 
 bool all_registered(void*, const std::byte*, size_t&, uint32_t& key) {
   key = 7;
@@ -27,6 +30,12 @@ struct Fixture {
 
   TransferPlan::Outcome build(Op op, uint64_t offset, const std::vector<size_t>& lengths,
                               TransferPlan::FindKey find_key = all_registered) {
+    plan.clear();
+    return append(op, offset, lengths, find_key);
+  }
+
+  TransferPlan::Outcome append(Op op, uint64_t offset, const std::vector<size_t>& lengths,
+                               TransferPlan::FindKey find_key = all_registered) {
     segments.clear();
     operation.op = op;
     operation.offset = offset;
@@ -35,7 +44,7 @@ struct Fixture {
       segments.push_back({.iov_base = memory.data() + operation.bytes, .iov_len = length});
       operation.bytes += static_cast<uint32_t>(length);
     }
-    return plan.build(operation, segments, kKeys, kLimits, find_key, nullptr);
+    return plan.append(operation, segments, kKeys, kLimits, find_key, nullptr);
   }
 };
 
@@ -90,4 +99,33 @@ TEST_CASE_FIXTURE(Fixture, "pages stay whole where a packet holds one, or the wr
   CHECK(TransferPlan::keeps_pages_whole(operation, 1024));
   build(Op::write, 4000, {200});
   CHECK_FALSE(TransferPlan::keeps_pages_whole(operation, 1024));
+}
+
+TEST_CASE_FIXTURE(Fixture, "operations form one chain, and what cannot be appended leaves it as it was") {
+  REQUIRE(build(Op::write, 0, {4096}) == TransferPlan::Outcome::ok);
+  CHECK(append(Op::read, 0, {4096}, none_registered) == TransferPlan::Outcome::copy);
+  CHECK(plan.count() == 1);
+  CHECK(plan.first().next == nullptr);
+  REQUIRE(append(Op::read, protocol::kLendBytes - 100, {300}) == TransferPlan::Outcome::ok);
+  REQUIRE(plan.count() == 3);
+  CHECK(plan.first().wr_id == verbs::QueuePair::kEndsTransfer);
+  CHECK(plan.first().next == &plan.requests()[1]);
+  CHECK(plan.requests()[1].wr_id == 0);
+  CHECK(plan.requests()[2].wr_id == verbs::QueuePair::kEndsTransfer);
+  plan.remove_last();
+  CHECK(plan.count() == 1);
+  CHECK(plan.first().next == nullptr);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a write with notice tells of each chunk with the last request that goes there") {
+  operation.notify = true;
+  REQUIRE(build(Op::write, protocol::kLendBytes - 5000, {10'000}) == TransferPlan::Outcome::ok);
+  REQUIRE(plan.count() == 3);  // up to the page's end, up to the chunk's, and the rest
+  CHECK(plan.notices() == 2);
+  CHECK(plan.requests()[0].opcode == IBV_WR_RDMA_WRITE);
+  CHECK(plan.requests()[1].opcode == IBV_WR_RDMA_WRITE_WITH_IMM);
+  CHECK(ntohl(plan.requests()[1].imm_data) == 21);
+  CHECK(ntohl(plan.requests()[2].imm_data) == 22);
+  REQUIRE(build(Op::read, 0, {4096}) == TransferPlan::Outcome::ok);
+  CHECK(plan.notices() == 0);
 }

@@ -14,7 +14,10 @@ namespace {
 constexpr uint64_t kChunkBytes = protocol::kLendBytes;
 constexpr int kResolveMs = 1000;
 constexpr uint32_t kWrite = static_cast<uint32_t>(protocol::Right::write);
+// Of the value that answers lend (protocol.json).
 constexpr uint64_t kWritableBit = uint64_t{1} << 63;
+constexpr unsigned kPagesShift = 32, kNoticeShift = 43;
+constexpr uint64_t kPagesMask = (1u << 11) - 1, kNoticeMask = (1u << 20) - 1;
 
 uint64_t region_end(Region& region) { return std::atomic_ref(region.bytes).load(std::memory_order_relaxed); }
 
@@ -54,7 +57,10 @@ void VerbsConnection::end_stream() {
   pair_->end();
 }
 
-ssize_t VerbsConnection::send_message(msghdr& message) { return pair_->send(message.msg_iov, message.msg_iovlen); }
+ssize_t VerbsConnection::send_message(msghdr& message) {
+  ring();  // what was asked for before goes before
+  return pair_->send(message.msg_iov, message.msg_iovlen);
+}
 
 ssize_t VerbsConnection::receive_message(msghdr& message) {
   return pair_->receive(message.msg_iov, message.msg_iovlen);
@@ -84,13 +90,17 @@ void VerbsConnection::advance_handshake() {
 }
 
 bool VerbsConnection::poll() {
+  if (state_ != State::ready || broken_ != nullptr) return false;
   const bool idle = transfer_count_ == 0 && busy() == 0 && queued_.empty();
-  if (idle || state_ != State::ready || broken_ != nullptr) return false;
+  // While others keep the reactor from sleeping, its descriptor tells of what comes unasked.
+  if (idle) return !pair_->armed() && prepare_sleep();
+  ring();
   return pair_->poll() && pump();
 }
 
 bool VerbsConnection::prepare_sleep() {
   if (state_ != State::ready || broken_ != nullptr) return false;
+  ring();
   return (!pair_->arm() || pair_->poll()) && pump();
 }
 
@@ -173,7 +183,7 @@ VerbsConnection::Verdict VerbsConnection::look_up(Operation& operation, Lending&
     const Verdict found = look_up_chunk(operation, number, chunk);
     if (found == Verdict::pass_on) return found;
     if (found == Verdict::wait) verdict = found;
-    keys_[number - first].key = chunk.key;
+    keys_[number - first] = {.key = chunk.key, .notice = chunk.notice};
   }
   return verdict;
 }
@@ -185,27 +195,30 @@ VerbsConnection::Verdict VerbsConnection::look_up_chunk(const Operation& operati
   const bool insufficient = (operation.op == Op::write && !chunk.writable) || chunk.bytes < needed;
   // Under another grant, or of a region of another size, what was lent or refused then says nothing now.
   const bool outdated = chunk.rights != rights || (insufficient && chunk.region_end != end);
-  if (chunk.state == Chunk::State::none || (outdated && chunk.state != Chunk::State::asked)) {
+  const bool rested = chunk.state == Chunk::State::refused && operation.started_ns >= chunk.again_ns;
+  if (chunk.state == Chunk::State::none || rested || (outdated && chunk.state != Chunk::State::asked)) {
     chunk = {.state = Chunk::State::asked, .rights = rights, .region_end = end};
     request_chunk(*operation.region, number * kChunkBytes, operation.wire_id);
   }
   if (chunk.state == Chunk::State::asked) return Verdict::wait;
-  return chunk.state == Chunk::State::refused || insufficient ? Verdict::pass_on : Verdict::go;
+  const bool untold = operation.op == Op::write && operation.notify && chunk.notice == 0;
+  return chunk.state == Chunk::State::refused || insufficient || untold ? Verdict::pass_on : Verdict::go;
 }
 
 void VerbsConnection::on_lend_reply(Region& region, uint64_t offset, const protocol::ReplyHeader& reply) {
   Lending& lending = lendings_[&region];
   Chunk& chunk = lending.chunks[offset / kChunkBytes];
   const auto status = static_cast<Status>(reply.status);
-  // What the grant or the region's size forbids may be allowed by the next time; what cannot be registered stays so.
+  // What the grant or the region's size forbids may be allowed by the next time; what cannot be registered, later.
   const bool refused_now = status == Status::denied || status == Status::not_present || status == Status::out_of_range;
   chunk.state = refused_now ? Chunk::State::none : Chunk::State::refused;
+  chunk.again_ns = monotonic_ns() + kRefusedNs;
   if (status == Status::ok) {
     chunk.state = Chunk::State::lent;
     chunk.key = static_cast<uint32_t>(reply.value);
     chunk.writable = (reply.value & kWritableBit) != 0;
-    chunk.bytes = (reply.value & ~kWritableBit) >> 32;
-    chunk.bytes *= protocol::kPageBytes;
+    chunk.notice = static_cast<uint32_t>(reply.value >> kNoticeShift & kNoticeMask);
+    chunk.bytes = (reply.value >> kPagesShift & kPagesMask) * protocol::kPageBytes;
   }
   OperationList parked = lending.parked.take();
   parked_count_ -= parked.size();
@@ -225,13 +238,14 @@ void VerbsConnection::on_lend_end(uint64_t region, uint64_t number) {
   }
 }
 
-/// False: there is no room now.
+/// Puts it into the batch. False: there is no room now.
 bool VerbsConnection::post(Operation& operation) {
   if (transfer_count_ == kMaxTransfers) return false;
   if (!pair_->failure().empty()) {
     sever(pair_->failure().c_str());
     return false;
   }
+  if (!batch_.has_room()) ring();
   Transfer& transfer = transfer_at(transfer_count_);
   transfer = {.operation = &operation, .deadline_ns = operation.wire_id};
   TransferPlan::Outcome outcome = TransferPlan::Outcome::ok;
@@ -240,22 +254,32 @@ bool VerbsConnection::post(Operation& operation) {
     pass_on(operation);
     return true;
   }
-  if (plan_.count() > pair_->transfer_room()) {
+  if (batch_.count() > pair_->transfer_room() || batch_.notices() > pair_->notice_room()) {
+    batch_.remove_last();
     give_pieces_back(transfer);
     return false;
   }
   transfer.polled = operation.bytes <= protocol::kPolledBytes;
   if (transfer.polled) reactor_.begin_operation();
   ++transfer_count_;
-  if (!pair_->post_transfer(plan_.first(), plan_.count())) sever(pair_->failure().c_str());
   return true;
 }
 
-/// Fills plan_. False: the bounce buffer has no room now.
+/// Posts the batch.
+void VerbsConnection::ring() {
+  if (batch_.count() == 0) return;
+  const unsigned requests = batch_.count();
+  unsigned signalled = 0;
+  if (!pair_->post_transfers(batch_.first(), signalled)) sever(pair_->failure().c_str());
+  batch_.clear();
+  owner_.on_posted(requests, signalled);
+}
+
+/// Appends it to the batch. False: the bounce buffer has no room now.
 bool VerbsConnection::gather(Operation& operation, Transfer& transfer, TransferPlan::Outcome& outcome) {
   const TransferPlan::Limits limits{.segments = pair_->max_segments(), .inline_bytes = pair_->max_inline()};
   const std::span<const iovec> own{operation.segments, operation.segment_count};
-  outcome = plan_.build(operation, own, keys_, limits, find_key, memory_);
+  outcome = batch_.append(operation, own, keys_, limits, find_key, memory_);
   if (outcome == TransferPlan::Outcome::ok || !make_bounce_buffer()) return true;
   if (!take_pieces(operation, transfer)) return false;
   if (operation.op == Op::write) copy_pieces(operation, transfer, true);
@@ -267,7 +291,7 @@ bool VerbsConnection::gather(Operation& operation, Transfer& transfer, TransferP
     left -= segments[index].iov_len;
   }
   BounceKey key{bounce_registration_->local_key()};
-  outcome = plan_.build(operation, {segments.data(), transfer.piece_count}, keys_, limits, find_bounce_key, &key);
+  outcome = batch_.append(operation, {segments.data(), transfer.piece_count}, keys_, limits, find_bounce_key, &key);
   if (outcome != TransferPlan::Outcome::ok) give_pieces_back(transfer);
   return true;
 }
@@ -349,6 +373,7 @@ WireConnection::Unfinished VerbsConnection::release() {
     unfinished.sent.push(*transfer.operation);
     first_transfer_ = (first_transfer_ + 1) % kMaxTransfers;
   }
+  batch_.clear();
   const auto hand_back = [&unfinished](OperationList& list) {
     while (!list.empty()) {
       Operation& operation = list.pop();

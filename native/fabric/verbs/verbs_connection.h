@@ -26,7 +26,7 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
   ~VerbsConnection() override { close(); }
   TransportKind kind() const override { return TransportKind::verbs; }
   static constexpr Capabilities capabilities() {
-    return {.one_sided = true, .atomics = true, .completes_inline = false};
+    return {.one_sided = true, .atomics = true, .completes_inline = false, .write_with_notify = true};
   }
   /// Whether this machine has what it takes.
   static bool possible() { return verbs::Library::has_device(); }
@@ -48,15 +48,20 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
   static constexpr size_t kSlotsPerPending = 4;
   static constexpr size_t kPieceBytes = 64 * 1024;
   static constexpr size_t kPieces = 32;
+  /// A chunk that could not be registered is asked for again after so long: the limit of locked memory may have been
+  /// raised, or others have given some back.
+  static constexpr uint64_t kRefusedNs = 5'000'000'000;
   static_assert(kPieces * kPieceBytes >= protocol::kMaxIoBytes);
 
   struct Chunk {
     enum class State : uint8_t { none, asked, lent, refused } state = State::none;
     bool writable = false;
     uint32_t key = 0;
+    uint32_t notice = 0;      // 0: none, writes with notice go in messages
     uint32_t rights = 0;      // that we had when it was asked for
     uint64_t region_end = 0;  // as we knew it then
     uint64_t bytes = 0;
+    uint64_t again_ns = 0;  // refused: not asked for before
   };
   struct Lending {
     std::unordered_map<uint64_t, Chunk> chunks;  // by number
@@ -74,7 +79,8 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
   void on_ready(uint32_t epoll_events) override;
   bool poll() override;
   bool prepare_sleep() override;
-  void on_transfer_done() override { ++transfers_done_; }
+  void on_transfers_done(unsigned count) override { transfers_done_ += count; }
+  bool on_notice(uint32_t) override { return false; }
   ssize_t send_message(msghdr& message) override;
   ssize_t receive_message(msghdr& message) override;
   void watch_writable(bool) override {}  // credits come as messages do
@@ -91,6 +97,7 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
   Verdict look_up_chunk(const Operation& operation, uint64_t number, Chunk& chunk);
   void pass_on(Operation& operation);
   bool post(Operation& operation);
+  void ring();
   bool gather(Operation& operation, Transfer& transfer, TransferPlan::Outcome& outcome);
   bool take_pieces(const Operation& operation, Transfer& transfer);
   void give_pieces_back(const Transfer& transfer);
@@ -112,7 +119,7 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
   std::unique_ptr<Transfer[]> transfers_;  // a ring, in the order in which they complete
   size_t first_transfer_ = 0, transfer_count_ = 0;
   size_t transfers_done_ = 0;  // of the oldest, not yet settled
-  TransferPlan plan_;
+  TransferPlan batch_;         // the last transfers, not yet posted: they are with the reactor's next turn
   std::array<TransferPlan::Chunk, 2> keys_{};  // of the operation that is being posted
 
   std::unique_ptr<std::byte[]> bounce_;  // made when first needed

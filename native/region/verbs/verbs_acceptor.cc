@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/verbs/queue_pair.h"
 #include "region/verbs/verbs_wire.h"
 
 namespace extmem::region {
@@ -62,9 +61,8 @@ std::unique_ptr<Wire> VerbsAcceptor::accept() {
     std::memcpy(greeting.data(), asked.private_data, asked.private_data_len);
     asked.private_data = greeting.data();
     library_.ack_cm_event(event);  // before the id moves to a channel of its own, which waits for that
-    auto pair = std::make_unique<verbs::QueuePair>(verbs::QueuePair::Options{
-        .choose_domain = verbs::ProtectionDomain::create, .transfers = 0, .listener = nullptr});
-    if (pair->accept(id, asked).empty()) return std::make_unique<VerbsWire>(std::move(pair));
+    auto wire = std::make_unique<VerbsWire>();
+    if (wire->accept(id, asked).empty()) return wire;
   }
   errno = EAGAIN;  // what is left keeps it ready
   return nullptr;
