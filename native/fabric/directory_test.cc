@@ -16,7 +16,7 @@ TEST_CASE("a new incarnation loses the regions of the old one, and an id that is
   CHECK(&directory.put_appliance("a", "h", "127.0.0.1", 3, "", 1) == &appliance);
   CHECK(old.state == RegionState::live);
   directory.put_appliance("a", "h", "127.0.0.1", 3, "", 2);
-  CHECK(appliance.port == 3);
+  CHECK(appliance.endpoints == std::vector<Endpoint>{{.address = "127.0.0.1", .port = 3}});
   CHECK(old.state == RegionState::lost);
   CHECK(untouched.state == RegionState::live);
   Region& fresh = directory.put_region(1, 4096, appliance, {});
