@@ -14,6 +14,8 @@ namespace {
 
 constexpr uint64_t kChunk = protocol::kLendBytes;
 constexpr uint64_t kWordBytes = 64 * kChunk;  // of the region, that one word stands for
+/// Of the largest region (2^50 bytes): nobody has us map more.
+constexpr int64_t kMaxMapBytes = 64 << 20;
 static_assert(std::atomic<uint64_t>::is_always_lock_free && sizeof(std::atomic<uint64_t>) == sizeof(uint64_t));
 
 }  // namespace
@@ -32,7 +34,8 @@ std::unique_ptr<WrittenMap> WrittenMap::create(uint64_t region_bytes) {
 std::unique_ptr<WrittenMap> WrittenMap::open(UniqueFd fd) {
   struct stat found {};
   const int seals = fcntl(fd.get(), F_GET_SEALS);
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd.get(), &found) != 0 || found.st_size <= 0) return nullptr;
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd.get(), &found) != 0) return nullptr;
+  if (found.st_size <= 0 || found.st_size > kMaxMapBytes) return nullptr;
   const auto bytes = static_cast<size_t>(found.st_size);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (memory == MAP_FAILED) return nullptr;

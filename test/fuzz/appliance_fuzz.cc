@@ -157,11 +157,12 @@ class BufferWire final : public Wire, public Lender {
   std::string describe_peer() const override { return "fuzz"; }
   int socket() const override { return -1; }
   Lender* lender() override { return this; }
-  std::shared_ptr<LentChunk> lend(std::span<std::byte>, uint64_t, bool) override { return std::make_shared<Chunk>(); }
+  std::shared_ptr<LentChunk> lend(const Piece&) override { return std::make_shared<Chunk>(); }
 
  private:
   struct Chunk final : LentChunk {
     uint32_t key() const override { return 5; }
+    uint32_t notice() const override { return 6; }
     void end() override {}
   };
   std::shared_ptr<BufferLink::State> state_;
