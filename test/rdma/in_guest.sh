@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs in the guest (scripts/test-rdma): the fabric's contract suites over verbs, against Soft-RoCE; then the whole program.
+# Runs in the guests (scripts/test-rdma): the fabric's contract suites over verbs, against Soft-RoCE; then the whole program. With
+# --appliances it is the host that the program's appliances are on.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
 
@@ -10,6 +11,7 @@ ip link set eth0 mtu 4200
 # Each process would load every vendor's library.
 find /etc/libibverbs.d -name '*.driver' ! -name rxe.driver -delete
 ulimit -l unlimited
+[[ "${1:-}" == --appliances ]] && exec test/rdma/appliance_host.sh "$address"
 export EXTMEM_BIN="$PWD/build/native/plain/bin" EXTMEM_ROOT="$PWD" EXTMEM_TEST_VERBS="$address" EXTMEM_TEST_TRANSPORT=verbs
 
 failures=0
@@ -36,7 +38,7 @@ for one in $wanted; do
       lane "$one" "$EXTMEM_BIN/contract.fabric_contract_test" --no-colors --test-case='a read returns*,scatter lists*,a thousand*'
       ip link set eth0 mtu 4200
       ;;
-    program) lane "$one" test/rdma/program.sh "$address" ;;
+    program) lane "$one" test/rdma/program.sh "$EXTMEM_RDMA_APPLIANCES" ;;
     *) echo "rdma: unknown part '$one'"; exit 2 ;;
   esac
 done

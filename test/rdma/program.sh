@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole program over RDMA: a manager, two appliances and a mount with --transport verbs, on a machine whose address $1 belongs to
-# an RDMA device. Files are written and read by cp, dd, mmap and sqlite3, and nothing of it may have gone by tcp. scripts/test-rdma
-# runs it in the guest; needs root.
+# The whole program over RDMA: a mount with --transport verbs, of a manager and two appliances on the host whose address is $1
+# (appliance_host.sh). Files are written and read by cp, dd, mmap and sqlite3, the link goes down and comes up, an appliance is killed, and
+# nothing of it may have gone by tcp. scripts/test-rdma runs it in a guest; needs root.
 set -uo pipefail
 
 address="${1:?usage: program.sh ADDRESS}"
@@ -14,6 +14,8 @@ pids=()
 
 main="$root/dist/src/cli/main.js"
 extmem() { node "$main" "$@"; }
+# remote WORD...: what the other host answers (appliance_host.sh).
+remote() { echo "$*" | busybox nc -w 5 "$address" 7999; }
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 # check WHAT COMMAND...: the command is to succeed.
 check() {
@@ -22,6 +24,7 @@ check() {
   if "$@"; then say "ok: $what"; return; fi
   say "FAILED: $what"
   tail -n 8 "$scratch/log"
+  remote log
   failures=$((failures + 1))
 }
 # start ROLE ARGUMENT...: in the background; sets `pid`. Not --detach, which takes a second process each time.
@@ -32,15 +35,16 @@ start() {
 }
 # await WHAT COMMAND...: until the command succeeds.
 await() {
-  local what="$1" deadline=$((SECONDS + 150))
+  local what="$1" deadline=$((SECONDS + 240))
   shift
   until "$@" 2>/dev/null; do
-    ((SECONDS < deadline)) || { say "FAILED: $what"; tail -n 30 "$scratch/log"; exit 1; }
-    sleep 0.5
+    ((SECONDS < deadline)) || { say "FAILED: $what"; tail -n 30 "$scratch/log"; remote log; exit 1; }
+    sleep 2
   done
   say "$what"
 }
 clean_up() {
+  remote end >/dev/null
   umount -f "$mount_point" "$mount_point-tcp" 2>/dev/null
   ((${#pids[@]} == 0)) || { disown "${pids[@]}"; kill -9 "${pids[@]}"; } 2>/dev/null
   rm -rf "$scratch"
@@ -65,9 +69,7 @@ PYTHON
 }
 ask_status() { extmem status --json --manager "$address" >"$scratch/status"; }
 packets_sent() { cat /sys/class/infiniband/*/ports/*/hw_counters/sent_pkts 2>/dev/null | awk '{ sum += $1 } END { print sum + 0 }'; }
-listens() { ss -Hltn "sport = :$1" | grep -q .; }
-# Both appliances have taken their place.
-members() { [[ "$(grep -c 'appliance is up' "$scratch/log")" -ge 2 ]]; }
+members() { [[ "$(remote members)" == 2 ]]; }
 
 use_mmap() {
   python3 - "$mount_point/mapped" <<'PYTHON'
@@ -95,19 +97,13 @@ use_sqlite() {
 hashes_equal() { (cd "$mount_point" && sha256sum --quiet -c "$scratch/hashes"); }
 databases_equal() { [[ "$(sqlite3 "$mount_point/db" .dump | sha256sum)" == "$(sqlite3 "$scratch/db" .dump | sha256sum)" && "$(sqlite3 "$mount_point/db" 'pragma integrity_check')" == ok ]]; }
 
-start manager --listen "$address" --log-level info
-await 'the manager listens' listens 7070
-token=(--token-file "$XDG_STATE_HOME/extmem/manager/token")
-start appliance --manager "$address" "${token[@]}" --listen "$address" --id first --memory 192M
-start appliance --manager "$address" "${token[@]}" --listen "$address" --id second --memory 192M
-doomed="$pid"
 await 'two appliances are there' members
-start mount --manager "$address" "${token[@]}" --transport verbs --cache 64M --name rdma --mkdir "$mount_point"
+start mount --manager "$address" --transport verbs --cache 64M --name rdma --mkdir "$mount_point"
 mounted="$pid"
-# The canary: the question whether it went over RDMA is to be answered no for this one.
-start mount --manager "$address" "${token[@]}" --transport tcp --cache 64M --name plain --mkdir "$mount_point-tcp"
-canary="$pid"
 await 'a mount over RDMA' mountpoint -q "$mount_point"
+# The canary: the question whether it went over RDMA is to be answered no for this one.
+start mount --manager "$address" --transport tcp --cache 64M --name plain --mkdir "$mount_point-tcp"
+canary="$pid"
 await 'a mount over tcp' mountpoint -q "$mount_point-tcp"
 packets="$(packets_sent)"
 
@@ -127,6 +123,46 @@ check 'what mmap wrote is there' mmap_holds
 check 'the database is the same' databases_equal
 check 'the device has sent that much' test "$(($(packets_sent) - packets))" -gt 20000
 check 'the mount over tcp reads the same' cmp "$scratch/plain/one" "$mount_point-tcp/one"
+
+# The link goes down: within 5 s who asks is told, and who waits until it is up again finds everything as it was.
+exec {read_from}<"$mount_point/two" {written_to}<>"$mount_point/held"
+# fails_within S COMMAND...: a dd; it is to fail, and by its own clock within that time.
+fails_within() {
+  local limit="$1" status=0 took
+  shift
+  LC_ALL=C timeout 30 "$@" 2>"$scratch/dd" || status=$?
+  took="$(sed -n 's/.*copied, \([0-9.e-]*\) s.*/\1/p' "$scratch/dd")"
+  say "exit $status after ${took:-?} s"
+  ((status != 0 && status != 124)) && awk "BEGIN { exit !(${took:-99} <= $limit) }"
+}
+read_on() { timeout 30 dd bs=1M count=1 iflag=fullblock of="$scratch/piece" status=none <&"$read_from"; }
+piece_is() { cmp -s --ignore-initial="0:$(($1 * 1048576))" --bytes=1048576 "$scratch/piece" "$scratch/plain/two"; }
+write_on() { timeout 30 dd if="$scratch/plain/$1" bs=1M count=1 conv=notrunc,fsync status=none >&"$written_to"; }
+again() { until "$@" 2>/dev/null; do ((SECONDS < up_at + 30)) || return 1; sleep 0.5; done; }
+check 'a file is written before the link goes' write_on one
+check 'and one is read' read_on
+check 'it is what was written' piece_is 0
+check 'nothing of it stays here' extmem evict "$mount_point"
+remote watch >/dev/null
+ip link set eth0 down
+down_at=$SECONDS
+check 'a read is told within 5 s that there is no way' fails_within 5 dd bs=1M count=1 iflag=fullblock of=/dev/null <&"$read_from"
+check 'so is fsync' fails_within 5 dd if="$scratch/plain/two" bs=1M count=1 conv=notrunc,fsync >&"$written_to"
+until ((SECONDS >= down_at + 15)); do sleep 0.5; done
+ip link set eth0 up
+up_at=$SECONDS
+check 'the link is back: reading goes on by itself' again read_on
+check 'where it was' piece_is 1
+check 'so does writing' again write_on three
+say "it took $((SECONDS - up_at)) s"
+exec {read_from}<&- {written_to}<&-
+check 'nothing of it stays here' extmem evict "$mount_point"
+check 'hashes are equal still' hashes_equal
+written_is() { cmp "$mount_point/held" <(head -c 1M "$scratch/plain/one"; head -c 1M "$scratch/plain/two"; head -c 1M "$scratch/plain/three"); }
+check 'and what was written is there' written_is
+vanished() { [[ "$(remote pairs)" == 0 ]]; }
+check 'the appliances had let go of who was cut off' vanished
+
 check 'the status is told' ask_status
 check 'everything went over RDMA' went_over_rdma "$mounted" 92000000
 told_apart() { ! went_over_rdma "$canary" 6000000; }
@@ -134,7 +170,7 @@ check 'a mount over tcp is told from one over RDMA' told_apart
 
 # An appliance dies: what it held is an error for those who ask, soon; what the other holds is read on.
 check 'nothing of it stays here' extmem evict "$mount_point"
-kill -9 "$doomed"
+remote kill second
 readable=0 lost=0 wrong=0 hung=0
 for name in one two three; do
   for piece in 0 1 2 3 4 5; do
