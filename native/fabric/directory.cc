@@ -51,11 +51,11 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
   {
     std::lock_guard appliance_guard(appliance.lock);
     restarted = appliance.incarnation != 0 && appliance.incarnation != incarnation;
-    moved = appliance.port != port || appliance.address != address || appliance.link_name != link_name;
     appliance.host_id = host_id;
     std::vector<Endpoint> endpoints{{.address = address, .port = port}};
     endpoints.insert(endpoints.end(), more.begin(), more.end());
     if (endpoints.size() > Appliance::kMaxLinks) endpoints.resize(Appliance::kMaxLinks);
+    moved = endpoints != appliance.endpoints || appliance.link_name != link_name;
     if (endpoints != appliance.endpoints) {
       for (auto& failed : appliance.failed) failed.store(false, std::memory_order_release);
     }
