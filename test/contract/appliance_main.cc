@@ -63,7 +63,7 @@ class Driver {
     std::ostringstream out;
     if (verb == "memory") {
       const auto memory = server_->memory();
-      out << memory.donated << ' ' << memory.reserved << ' ' << memory.resident;
+      out << memory.offered << ' ' << memory.reserved << ' ' << memory.resident;
     } else if (verb == "region") {
       const auto info = server_->region(id);
       if (!info) return "error no such region";
