@@ -56,7 +56,7 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     endpoints.insert(endpoints.end(), more.begin(), more.end());
     if (endpoints.size() > Appliance::kMaxLinks) endpoints.resize(Appliance::kMaxLinks);
     moved = endpoints != appliance.endpoints || appliance.link_name != link_name;
-    if (endpoints != appliance.endpoints) {
+    if (moved) {
       for (auto& failed : appliance.failed) failed.store(false, std::memory_order_release);
     }
     appliance.endpoints = std::move(endpoints);
