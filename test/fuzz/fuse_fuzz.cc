@@ -246,6 +246,8 @@ void on_worker(Make make) {
   done.get_future().get();
 }
 
+constexpr uint8_t kReadOnly = 2;  // of OpenFiles
+
 /// The open files of one input, made anew for each.
 class OpenFiles {
  public:
@@ -324,7 +326,10 @@ void complete(Made& request, const OpenFiles& files) {
   if (!is_through_handle(request.opcode)) return;
   auto& body = request.body;
   if (body.size() < sizeof(fuse_fsync_in)) return;  // the shortest of them: what is shorter is refused
-  const uint64_t fh = files.handle(request.choice & kHandleBits);
+  // Nothing that writes comes through a file that is open for reading.
+  const bool writes = request.opcode == FUSE_WRITE || request.opcode == FUSE_FALLOCATE;
+  const auto number = static_cast<uint8_t>(request.choice & kHandleBits);
+  const uint64_t fh = files.handle(writes && number == kReadOnly ? 0 : number);
   std::memcpy(body.data(), &fh, sizeof fh);
   if (request.opcode == FUSE_FLUSH || request.opcode == FUSE_FSYNC) return;
   uint64_t offset;

@@ -356,12 +356,8 @@ data.count(b'.')`;
 
     test('fallocate beyond the longest file there can be says so, however long the range', async () => {
       await a.do(`fd = os.open(name, os.O_RDWR | os.O_CREAT)`);
-      for (const [offset, length] of [
-        [0, 2 ** 60],
-        [2 ** 44, 4096],
-        [4096, 2 ** 44],
-      ]) {
-        expect(await a.do(`failure(fallocate, fd, 1, ${offset}, ${length})`)).toBe('EFBIG');
+      for (const range of ['0, 2 ** 60', '2 ** 44, 4096', '4096, 2 ** 44']) {
+        expect(await a.do(`failure(fallocate, fd, 1, ${range})`)).toBe('EFBIG');
       }
     });
 
