@@ -273,7 +273,11 @@ class Member implements Appliance {
   }
 
   private load(): Ask<typeof applianceOperations, 'heartbeat'> {
-    return { ...this.running().memory(), offer: this.offer.state, ...(this.keeping === undefined ? {} : { store: this.keeping.describe() }) };
+    return {
+      ...this.running().memory(),
+      offer: this.offer.state,
+      ...(this.keeping === undefined ? {} : { store: this.keeping.describe() }),
+    };
   }
 
   private destroyUnknown(known: ReadonlySet<number>): number[] {
