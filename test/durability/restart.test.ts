@@ -22,7 +22,7 @@ async function applianceOf(cluster: TestCluster, id = 'a1'): Promise<Info> {
 describe.each(['tcp', 'shm'] as const)('an appliance with a store, over %s', (transport) => {
   const cluster = new TestCluster({ transport, cache: '32M', memory: '256M', appliances: 0 });
   const store = join(cluster.folder, 'store');
-  const actor = new Actor();
+  let actor: Actor;
   const start = async (...flags: string[]): Promise<void> => {
     await cluster.startAppliance('a1', '--store', store, ...flags);
     await until('the manager counts it', async () => (await applianceOf(cluster)).state === 'up');
@@ -34,6 +34,7 @@ describe.each(['tcp', 'shm'] as const)('an appliance with a store, over %s', (tr
   const path = (name: string): string => quote(cluster.mount().path(name));
 
   beforeAll(async () => {
+    actor = new Actor();
     await cluster.start(0);
     await start();
     await cluster.startMount('m1');
