@@ -9,8 +9,11 @@ namespace extmem {
 
 class PollWindow {
  public:
-  explicit PollWindow(uint64_t longest_ns) : longest_ns_(longest_ns) {}
-  uint64_t ns() const { return std::min(longest_ns_, std::max<uint64_t>(kShortestNs, kFactor * usual_ns_)); }
+  static constexpr uint64_t kShortestNs = 60'000;
+  /// A shortest that is the longest: always as long.
+  explicit PollWindow(uint64_t longest_ns, uint64_t shortest_ns = kShortestNs)
+      : longest_ns_(longest_ns), shortest_ns_(shortest_ns) {}
+  uint64_t ns() const { return std::min(longest_ns_, std::max<uint64_t>(shortest_ns_, kFactor * usual_ns_)); }
   /// It came after so long.
   void note(uint64_t waited_ns) {
     const uint64_t step = usual_ns_ / 32 + 250;
@@ -22,9 +25,8 @@ class PollWindow {
   }
 
  private:
-  static constexpr uint64_t kShortestNs = 60'000;
   static constexpr uint64_t kFactor = 3;
-  uint64_t longest_ns_;
+  uint64_t longest_ns_, shortest_ns_;
   uint64_t usual_ns_ = 0;  // three of four came sooner, about: what was queued does not count for more than once
 };
 

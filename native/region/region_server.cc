@@ -91,7 +91,8 @@ namespace {
 
 bool Server::open(const Options& options, std::string& error) {
   for (unsigned index = 0; index < std::max(1u, options.threads); ++index) {
-    threads_.push_back(std::make_unique<ServiceThread>(service_, options.poll_ns));
+    threads_.push_back(
+        std::make_unique<ServiceThread>(service_, PollWindow(options.poll_ns, options.poll_shortest_ns)));
   }
   if (!open_tcp({.address = options.listen_address, .port = options.port}, error)) return false;
   serves_verbs_ = open_verbs(options.listen_address, port());

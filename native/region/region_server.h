@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/poll_window.h"
 #include "base/protocol.h"
 #include "region/link_table.h"
 
@@ -86,7 +87,9 @@ class RegionServer {
     uint64_t incarnation = 0;
     uint64_t donated_bytes = 0;
     unsigned threads = 1;
-    uint64_t poll_ns = 200'000;  ///< how long a thread polls after its last operation
+    /// How long a thread polls after its last operation; within these bounds the window follows the traffic.
+    uint64_t poll_ns = 200'000;
+    uint64_t poll_shortest_ns = PollWindow::kShortestNs;
     StoreOptions store;
     std::function<void(const std::string& peer, const std::string& why)>
         on_refused;  ///< once per peer and reason; any thread

@@ -31,11 +31,11 @@ constexpr size_t kMaxStrangers = 256;
 
 }  // namespace
 
-ServiceThread::ServiceThread(Service& service, uint64_t poll_ns)
+ServiceThread::ServiceThread(Service& service, const PollWindow& window)
     : service_(service),
       epoll_fd_(epoll_create1(EPOLL_CLOEXEC)),
       wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      window_(poll_ns) {
+      window_(window) {
   EXTMEM_ASSERT(epoll_fd_ && wake_fd_);
   epoll_event event{.events = EPOLLIN, .data = {.ptr = this}};
   EXTMEM_ASSERT(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, wake_fd_.get(), &event) == 0);
@@ -89,7 +89,9 @@ void ServiceThread::run() {
     const uint64_t now = monotonic_ns();
     const int timeout = timeout_ms(now);
     const bool operated = timeout == 0 && advance_hot();
-    if (operated || timeout != 0) governor_.interrupt(operated);
+    if (operated) governor_.interrupt(true);
+    // All of the window was polled for nothing: who is waited for may be queued behind us.
+    if (timeout != 0) governor_.in_vain(now);
     // While one connection keeps us busy, the others are looked at now and then; an idle turn looks at all.
     if (operated && turn % kHotTurns != 0) continue;
     if (wait(timeout)) governor_.interrupt(true);

@@ -23,7 +23,7 @@ class ServiceThread {
   /// Where what was accepted goes: any thread's adopt().
   using Distribute = std::function<void(std::unique_ptr<Wire> wire)>;
 
-  ServiceThread(Service& service, uint64_t poll_ns);
+  ServiceThread(Service& service, const PollWindow& window);
   ~ServiceThread();
   /// Before start().
   void listen(std::unique_ptr<Acceptor> acceptor, Distribute distribute);

@@ -47,7 +47,7 @@ class Driver {
     RegionServer::Options options;
     unsigned key_byte = 0;
     words >> options.listen_address >> options.port >> options.link_name >> key_byte >> options.incarnation >>
-        options.donated_bytes >> options.threads;
+        options.donated_bytes >> options.threads >> options.poll_ns >> options.poll_shortest_ns;
     if (options.link_name == "-") options.link_name.clear();
     options.cluster_key.fill(static_cast<uint8_t>(key_byte));
     options.on_refused = [this](const std::string& peer, const std::string& why) {

@@ -31,7 +31,7 @@ ApplianceProcess::ApplianceProcess(const Options& options) : options_(options) {
   std::ostringstream line;
   line << "start " << options_.address << ' ' << options_.port << ' ' << options_.link_name << ' '
        << unsigned{kClusterKeyByte} << ' ' << options_.incarnation << ' ' << options_.donated_bytes << ' '
-       << options_.threads;
+       << options_.threads << ' ' << options_.poll_ns << ' ' << options_.poll_shortest_ns;
   const std::string answer = command(line.str());
   if (answer.rfind("error", 0) == 0) fail_invariant(__FILE__, __LINE__, answer.c_str());
   port_ = static_cast<uint16_t>(std::stoi(answer));

@@ -26,6 +26,7 @@ class ApplianceProcess {
     uint64_t incarnation = 1;
     uint64_t donated_bytes = uint64_t{1} << 30;
     unsigned threads = 1;
+    uint64_t poll_ns = 200'000, poll_shortest_ns = 60'000;
   };
   ApplianceProcess() : ApplianceProcess(Options{}) {}
   explicit ApplianceProcess(const Options& options);
