@@ -130,11 +130,14 @@ exec {read_from}<"$mount_point/two" {written_to}<>"$mount_point/held"
 fails_within() {
   local limit="$1" status=0 took
   shift
-  LC_ALL=C timeout 30 "$@" 2>"$scratch/dd" || status=$?
+  LC_ALL=C "$@" 2>"$scratch/dd" || status=$?
   took="$(sed -n 's/.*copied, \([0-9.e-]*\) s.*/\1/p' "$scratch/dd")"
   say "exit $status after ${took:-?} s"
   ((status != 0 && status != 124)) && awk "BEGIN { exit !(${took:-99} <= $limit) }"
 }
+read_down() { timeout 30 dd bs=1M count=1 iflag=fullblock of=/dev/null <&"$read_from"; }
+# Its output goes into the file, and so only its own may.
+write_down() { timeout 30 dd if="$scratch/plain/two" bs=1M count=1 conv=notrunc,fsync >&"$written_to"; }
 read_on() { timeout 30 dd bs=1M count=1 iflag=fullblock of="$scratch/piece" status=none <&"$read_from"; }
 piece_is() { cmp -s --ignore-initial="0:$(($1 * 1048576))" --bytes=1048576 "$scratch/piece" "$scratch/plain/two"; }
 write_on() { timeout 30 dd if="$scratch/plain/$1" bs=1M count=1 conv=notrunc,fsync status=none >&"$written_to"; }
@@ -146,8 +149,8 @@ check 'nothing of it stays here' extmem evict "$mount_point"
 remote watch >/dev/null
 ip link set eth0 down
 down_at=$SECONDS
-check 'a read is told within 5 s that there is no way' fails_within 5 dd bs=1M count=1 iflag=fullblock of=/dev/null <&"$read_from"
-check 'so is fsync' fails_within 5 dd if="$scratch/plain/two" bs=1M count=1 conv=notrunc,fsync >&"$written_to"
+check 'a read is told within 5 s that there is no way' fails_within 5 read_down
+check 'so is fsync' fails_within 5 write_down
 until ((SECONDS >= down_at + 15)); do sleep 0.5; done
 ip link set eth0 up
 up_at=$SECONDS
