@@ -98,7 +98,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       main_thread_.close();
       throw coded_error(info.Env(), store_failed ? "ESTORE" : "EADDRINUSE", error);
     }
-    jobs_ = std::make_unique<JobThread>();
+    persisting_ = std::make_unique<JobThread>();
+    settling_ = std::make_unique<JobThread>();
   }
   ~RegionServer() override { shut_down(); }
 
@@ -260,11 +261,12 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     return object;
   }
 
-  /// Runs on the thread for what waits for a disk; what it answers is why it failed, or nothing.
-  Napi::Value run_job(Napi::Env env, std::function<std::string(region::RegionServer&)> job) {
+  /// Runs on a thread for what waits for a disk; what it answers is why it failed, or nothing.
+  Napi::Value run_job(Napi::Env env, const std::unique_ptr<JobThread>& thread,
+                      std::function<std::string(region::RegionServer&)> job) {
     auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
     auto& server = this->server(env);
-    jobs_->run([this, &server, job = std::move(job), deferred] {
+    thread->run([this, &server, job = std::move(job), deferred] {
       std::string error = job(server);
       main_thread_.run([deferred, error](Napi::Env env) {
         if (error.empty())
@@ -291,12 +293,12 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
 
   Napi::Value persist(const Napi::CallbackInfo& info) {
-    return run_job(info.Env(), [this, regions = numbers_of(info[0])](auto& server) {
+    return run_job(info.Env(), persisting_, [this, regions = numbers_of(info[0])](auto& server) {
       return server.persist(regions, [this](auto& progress) { tell_progress(progress); });
     });
   }
   Napi::Value persist_last(const Napi::CallbackInfo& info) {
-    return run_job(info.Env(), [this](auto& server) {
+    return run_job(info.Env(), persisting_, [this](auto& server) {
       return server.persist_last([this](auto& progress) { tell_progress(progress); });
     });
   }
@@ -309,10 +311,11 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       pieces.push_back(
           {.region = u64_of(piece, "region"), .offset = u64_of(piece, "offset"), .bytes = u64_of(piece, "length")});
     }
-    return run_job(info.Env(), [pieces = std::move(pieces)](auto& server) { return server.settle_freed(pieces); });
+    return run_job(info.Env(), settling_,
+                   [pieces = std::move(pieces)](auto& server) { return server.settle_freed(pieces); });
   }
   Napi::Value settle_destroyed(const Napi::CallbackInfo& info) {
-    return run_job(info.Env(),
+    return run_job(info.Env(), settling_,
                    [regions = numbers_of(info[0])](auto& server) { return server.settle_destroyed(regions); });
   }
 
@@ -321,7 +324,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   void shut_down() {
     if (server_ == nullptr) return;
     if (fencing_.joinable()) fencing_.join();
-    jobs_.reset();
+    persisting_.reset();
+    settling_.reset();
     server_->close();
     server_.reset();
     main_thread_.close();
@@ -330,8 +334,9 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   MainThread main_thread_;
   Napi::FunctionReference on_refused_, on_progress_;
   std::unique_ptr<region::RegionServer> server_;
-  std::unique_ptr<JobThread> jobs_;  // what waits for the store; uses server_
-  std::thread fencing_;              // the latest fence; one at a time
+  // What waits for the store; they use server_. What was freed does not wait until everything is persisted.
+  std::unique_ptr<JobThread> persisting_, settling_;
+  std::thread fencing_;  // the latest fence; one at a time
 };
 
 }  // namespace

@@ -156,8 +156,18 @@ Verdict Keeper::begin_serving() {
   return store_->commit();
 }
 
+Keeper::Urgent::Urgent(Keeper& keeper) : keeper_(keeper) {
+  keeper_.urgent_.fetch_add(1);
+  keeper_.jobs_lock_.lock();
+}
+
+Keeper::Urgent::~Urgent() {
+  if (keeper_.urgent_.fetch_sub(1) == 1) keeper_.none_urgent_.notify_all();
+  keeper_.jobs_lock_.unlock();
+}
+
 Verdict Keeper::persist(std::vector<uint64_t> ids, uint64_t ending, const std::function<void(const Progress&)>& tell) {
-  std::lock_guard guard(jobs_lock_);
+  Pass pass{.guard = std::unique_lock(jobs_lock_), .ending = ending != 0, .tell = tell};
   const uint64_t began = monotonic_ns(), before = persisted_bytes_.load();
   std::vector<std::shared_ptr<Region>> chosen;
   if (ids.empty()) chosen = regions_.all();
@@ -165,10 +175,9 @@ Verdict Keeper::persist(std::vector<uint64_t> ids, uint64_t ending, const std::f
     if (auto region = regions_.find(id)) chosen.push_back(std::move(region));
   }
   std::erase_if(chosen, [](auto& region) { return region->blocks() == nullptr; });
-  Progress progress{};
-  for (auto& region : chosen) progress.total_bytes += region->resident_bytes();
+  for (auto& region : chosen) pass.progress.total_bytes += region->resident_bytes();
   for (auto& region : chosen) {
-    if (Verdict verdict = persist_region(*region, ending != 0, progress, tell); !verdict.ok()) return verdict;
+    if (Verdict verdict = persist_region(*region, pass); !verdict.ok()) return verdict;
   }
   if (ending != 0) store_->set_life(ending);
   Verdict verdict = store_->commit();
@@ -178,33 +187,34 @@ Verdict Keeper::persist(std::vector<uint64_t> ids, uint64_t ending, const std::f
   return verdict;
 }
 
-Verdict Keeper::persist_region(Region& region, bool ending, Progress& progress,
-                               const std::function<void(const Progress&)>& tell) {
+Verdict Keeper::persist_region(Region& region, Pass& pass) {
   const Region::Changes changes = region.begin_persist();
   if (changes.bytes == 0) return {};  // destroyed meanwhile
   store_->keep_region(region.id(), changes.bytes, region.thin());
-  Verdict verdict = put_blocks(region, changes, progress, tell);
+  Verdict verdict = put_blocks(region, changes, pass);
+  if (verdict.ok() && !is_stored(region.id())) return {};  // destroyed, and settled
   if (verdict.ok()) verdict = put_records(region);
   if (!verdict.ok()) {
     for (uint64_t block : changes.blocks) region.blocks()->mark_changed(block * BlockState::kBytes, 1);
     return verdict;
   }
-  if (ending && region.blocks()->damaged_pages() == 0) store_->set_exact(region.id(), true);
+  if (pass.ending && region.blocks()->damaged_pages() == 0) store_->set_exact(region.id(), true);
   return {};
 }
 
-Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Progress& progress,
-                           const std::function<void(const Progress&)>& tell) {
+Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass& pass) {
   Run run;
+  bool is_gone = false;
   auto put = [&](uint64_t block) {
-    Verdict verdict = put_one(region, block, changes.unseen, run);
-    progress.done_bytes += BlockState::kBytes;
-    if (tell && progress.done_bytes % (uint64_t{64} << 20) == 0) tell(progress);
+    Verdict verdict = give_way(region, run, pass, is_gone);
+    if (verdict.ok() && !is_gone) verdict = put_one(region, block, changes.unseen, run);
+    pass.progress.done_bytes += BlockState::kBytes;
+    if (pass.tell && pass.progress.done_bytes % (uint64_t{64} << 20) == 0) pass.tell(pass.progress);
     return verdict;
   };
   if (!changes.unseen) {
     for (uint64_t block : changes.blocks) {
-      if (Verdict verdict = put(block); !verdict.ok()) return verdict;
+      if (Verdict verdict = put(block); !verdict.ok() || is_gone) return verdict;
     }
     return flush(region, run);
   }
@@ -214,9 +224,18 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Progr
     const uint64_t memory = region.next_with_memory(block);
     block = std::min({memory, store_->next_stored(region.id(), block, blocks), blocks});
     if (block == blocks) break;
-    if (Verdict verdict = put(block); !verdict.ok()) return verdict;
+    if (Verdict verdict = put(block); !verdict.ok() || is_gone) return verdict;
   }
   return flush(region, run);
+}
+
+/// Nothing that was copied is kept meanwhile: it may be freed.
+Verdict Keeper::give_way(Region& region, Run& run, Pass& pass, bool& is_gone) {
+  if (urgent_.load() == 0) return {};
+  if (Verdict verdict = flush(region, run); !verdict.ok()) return verdict;
+  none_urgent_.wait(pass.guard, [this] { return urgent_.load() == 0; });
+  is_gone = !is_stored(region.id());
+  return {};
 }
 
 Verdict Keeper::put_one(Region& region, uint64_t block, bool unseen, Run& run) {
@@ -288,7 +307,7 @@ bool Keeper::is_stored(uint64_t region) const {
 /// The memory is zero already. Blocks that are punched in part are stored as they are now: their other pages may be
 /// newer than what was stored, which harms nobody.
 Verdict Keeper::settle_freed(const std::vector<Piece>& pieces) {
-  std::lock_guard guard(jobs_lock_);
+  Urgent urgent(*this);
   for (const Piece& piece : pieces) {
     auto region = regions_.find(piece.region);
     if (!region || region->blocks() == nullptr || piece.bytes == 0 || !is_stored(piece.region)) continue;
@@ -313,7 +332,7 @@ Verdict Keeper::settle_freed(const std::vector<Piece>& pieces) {
 }
 
 Verdict Keeper::remove(const std::vector<uint64_t>& ids) {
-  std::lock_guard guard(jobs_lock_);
+  Urgent urgent(*this);
   for (uint64_t id : ids) {
     store_->remove_region(id);
     hashes_.erase(id);

@@ -1,8 +1,9 @@
 // Keeps regions in the backing store: persists what has changed, takes out of the store what a region that was restored
 // does not have yet, and sees to it that nothing that was freed or destroyed is found there by the next owner.
 //
-// Threads: what changes the store (persist, settle_freed, remove) is called by one thread at a time, and takes its
-// time. A thread of its own brings absent blocks home: those that somebody waits for first, then all others.
+// Threads: persist, settle_freed and remove may be called by any; one of them is at work at a time. persist takes its
+// time and lets the others, for which somebody waits, go first. A thread of its own brings absent blocks home: those
+// that somebody waits for first, then all others.
 #pragma once
 
 #include <array>
@@ -64,13 +65,28 @@ class Keeper {
     uint64_t first = 0;
     std::vector<uint8_t> bytes;
   };
+  /// Of one persist().
+  struct Pass {
+    std::unique_lock<std::mutex> guard;  // of jobs_lock_
+    const bool ending;
+    const std::function<void(const Progress&)>& tell;
+    Progress progress{};
+  };
+  /// The lock for what persist() lets go first.
+  class Urgent {
+   public:
+    explicit Urgent(Keeper& keeper);
+    ~Urgent();
+
+   private:
+    Keeper& keeper_;
+  };
 
   Keeper(std::unique_ptr<store::Store> store, bool lazily, RegionTable& regions, MemoryAccount& account);
   void restore_records(Region& region);
-  store::Verdict persist_region(Region& region, bool ending, Progress& progress,
-                                const std::function<void(const Progress&)>& tell);
-  store::Verdict put_blocks(Region& region, const Region::Changes& changes, Progress& progress,
-                            const std::function<void(const Progress&)>& tell);
+  store::Verdict persist_region(Region& region, Pass& pass);
+  store::Verdict put_blocks(Region& region, const Region::Changes& changes, Pass& pass);
+  store::Verdict give_way(Region& region, Run& run, Pass& pass, bool& is_gone);
   store::Verdict put_one(Region& region, uint64_t block, bool unseen, Run& run);
   store::Verdict flush(Region& region, Run& run);
   store::Verdict put_records(Region& region);
@@ -85,6 +101,8 @@ class Keeper {
   MemoryAccount& account_;
 
   std::mutex jobs_lock_;  // one of persist, settle_freed, remove
+  std::atomic<unsigned> urgent_{0};
+  std::condition_variable none_urgent_;
   /// Of blocks of regions that are written without marks: what was put last. Guarded by jobs_lock_.
   std::unordered_map<uint64_t, std::vector<uint64_t>> hashes_;
   std::unordered_map<uint64_t, uint64_t> record_hashes_;
