@@ -26,7 +26,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   });
   beforeEach(async () => {
     count += 1;
-    name = `file${count}`;
+    name = `file${count}_`; // no number at its end: tests add some
     await a.do(`name = '${name}'`);
     await b.do(`name = '${name}'`);
   });

@@ -29,6 +29,7 @@ describe('commands', () => {
       'appliance',
       'manager',
       'mount',
+      'health',
       'umount',
       'create',
       'persist',
