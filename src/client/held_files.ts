@@ -74,6 +74,8 @@ export interface HeldFile {
 export class HeldFiles {
   /** Told when the last name of a file goes, while it is held. */
   onUnlinked: (ino: number) => void = () => undefined;
+  /** Told when a file is not this mount's to write any more: the attributes that the manager told meanwhile are those of before. */
+  onWriteEnded: (ino: number) => void = () => undefined;
   private readonly files = new Map<number, HeldFile>();
   /** Held without being open, in the order of their last close. */
   private readonly idle = new Map<number, HeldFile>();
@@ -189,6 +191,7 @@ export class HeldFiles {
     this.files.delete(file.ino);
     this.idle.delete(file.ino);
     this.native.dropFile(file.ino);
+    if (file.mode === 'write') this.onWriteEnded(file.ino);
   }
 
   /** What an open answered with keep_cache would be right for; from here on the kernel's pages count as valid. */

@@ -84,6 +84,7 @@ export class MountClient {
     this.regions = new KnownRegions(journal, native);
     this.regions.onBehind = (regions) => this.fallBehind(regions);
     this.held = new HeldFiles(journal, native, this.regions, log, options.maxIdleFiles);
+    this.held.onWriteEnded = (ino) => this.cache.dropAttr(ino);
     this.locks = new LockKeeper(journal, native, this.held);
     this.commits = new Commits(journal, native, this.held, log);
     this.cuts = new Cuts(journal, native, this.held, this.regions);

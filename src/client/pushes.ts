@@ -241,16 +241,17 @@ export class Pushes implements PushHandlers {
 
   private async downgradeToRead(file: HeldFile): Promise<void> {
     if (file.mode !== 'write') return;
-    const { native } = this.parts;
+    const { held, native } = this.parts;
     await native.flushFile(file.ino);
     this.checkHeld(file);
     native.putFile(file.ino, 'read');
     file.mode = 'read';
+    held.onWriteEnded(file.ino);
   }
 
   private async downgradeToShared(file: HeldFile): Promise<void> {
     const { ino } = file;
-    const { native } = this.parts;
+    const { held, native } = this.parts;
     if (file.mode !== 'shared') {
       file.soleHolder = file.mode === 'write';
       // The kernel's dirty pages of mappings come to our cache while they still may wait there …
@@ -258,6 +259,7 @@ export class Pushes implements PushHandlers {
       this.checkHeld(file);
       native.putFile(ino, 'shared');
       file.mode = 'shared';
+      held.onWriteEnded(ino);
     }
     // … and those dirtied meanwhile go through.
     await this.dropKernelPages(file, 0, WHOLE_FILE);

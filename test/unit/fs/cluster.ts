@@ -112,7 +112,7 @@ export class Cluster {
     return new Cluster(stateDir, manager, appliance);
   }
 
-  async mount(name: string): Promise<TestMount> {
+  async mount(name: string, options: { maxIdleFiles?: number } = {}): Promise<TestMount> {
     const session = await connectClient({ manager: this.manager.url, token: TOKEN, name, hostId: 'host', log: this.log });
     const native = new MemoryNative();
     const fenced: string[] = [];
@@ -123,6 +123,7 @@ export class Cluster {
       reserveBytes: 64 * MIB,
       errnoOf,
       onFenced: (why) => fenced.push(why),
+      ...options,
     });
     await client.start();
     const mount = { client, session, native, kernel: new Kernel(client, native), fenced };

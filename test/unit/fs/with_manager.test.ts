@@ -109,6 +109,21 @@ describe('files', () => {
     expect(b.native.regions.size).toBeGreaterThan(0);
   });
 
+  test('a file that was written, and given back because others were opened, is as long as it was written', async () => {
+    const c = await cluster.mount('c', { maxIdleFiles: 1 });
+    const { node, handle } = await c.kernel.create(1, 'x');
+    expect((await c.kernel.getattr(node)).size).toBe(0); // and that is cached
+    c.native.write(node, 10_000);
+    await sync(c, node, 1);
+    await c.kernel.release(node, handle);
+    for (const name of ['y', 'z']) {
+      const other = await c.kernel.create(1, name);
+      await c.kernel.release(other.node, other.handle);
+    }
+    await until('it is given back', () => c.native.fileState(node) === undefined);
+    expect((await c.kernel.getattr(node)).size).toBe(10_000);
+  });
+
   test('the size of a file that another writes is the one of now', async () => {
     const { node } = await a.kernel.create(1, 'x');
     a.native.write(node, 777);
