@@ -142,8 +142,11 @@ for at in range(0, len(marked), 4096):
 found`);
     expect(new Set(outcome)).toEqual(new Set(['same', 'EIO']));
     expect(outcome.filter((one) => one === 'EIO').length).toBeLessThanOrEqual(BLOCK / 4096);
-    const status = JSON.parse(await extmem('status', '--json')) as { appliances: { store?: { damagedPages: number } }[] };
-    expect(status.appliances[0]?.store?.damagedPages).toBe(BLOCK / 4096);
+    const damagedPages = async (): Promise<number | undefined> => {
+      const status = JSON.parse(await extmem('status', '--json')) as { appliances: { store?: { damagedPages: number } }[] };
+      return status.appliances[0]?.store?.damagedPages;
+    };
+    await until('it is counted', async () => (await damagedPages()) === BLOCK / 4096); // told with the next heartbeat
   });
 
   test('destroyed is destroyed: what a removed file had is not in the store any more', async () => {
