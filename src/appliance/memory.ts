@@ -4,6 +4,7 @@
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { cgroupMount, legacyMemoryCgroup, UNLIMITED_BYTES } from '../base/memory_cgroup.js';
 
 export interface Spare {
   /** That can be had without swapping, without being killed. */
@@ -12,9 +13,6 @@ export interface Spare {
   totalBytes: number;
   boundBy: 'machine' | 'cgroup';
 }
-
-/** Above this a limit of cgroup v1 is none (PAGE_COUNTER_MAX, rounded by the kernel). */
-const UNLIMITED = 2 ** 62;
 
 export function spareMemory(root = '/'): Spare {
   const meminfo = read(join(root, 'proc/meminfo')) ?? '';
@@ -37,10 +35,10 @@ interface Limit {
 function cgroupLimits(root: string): Limit[] {
   const membership = read(join(root, 'proc/self/cgroup')) ?? '';
   const mounts = read(join(root, 'proc/self/mountinfo')) ?? '';
-  const legacy = /^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:(.*)$/m.exec(membership)?.[1];
+  const legacy = legacyMemoryCgroup(membership);
   const unified = /^0::(.*)$/m.exec(membership)?.[1];
-  if (legacy !== undefined) return legacyLimit(join(root, mountOf(mounts, 'cgroup', 'memory') ?? '', legacy));
-  const hierarchy = mountOf(mounts, 'cgroup2');
+  if (legacy !== undefined) return legacyLimit(join(root, cgroupMount(mounts, 'cgroup', 'memory') ?? '', legacy));
+  const hierarchy = cgroupMount(mounts, 'cgroup2');
   return unified === undefined || hierarchy === undefined ? [] : unifiedLimits(join(root, hierarchy), unified);
 }
 
@@ -48,7 +46,7 @@ function legacyLimit(folder: string): Limit[] {
   const stat = read(join(folder, 'memory.stat')) ?? '';
   const limitBytes = counter(stat, 'hierarchical_memory_limit') ?? Infinity;
   const used = Number(read(join(folder, 'memory.usage_in_bytes')) ?? NaN);
-  if (limitBytes >= UNLIMITED || Number.isNaN(used)) return [];
+  if (limitBytes >= UNLIMITED_BYTES || Number.isNaN(used)) return [];
   return [{ limitBytes, usedBytes: used - (counter(stat, 'total_inactive_file') ?? 0) }];
 }
 
@@ -62,16 +60,6 @@ function unifiedLimits(hierarchy: string, path: string): Limit[] {
     limits.push({ limitBytes, usedBytes: used - (counter(read(join(folder, 'memory.stat')) ?? '', 'inactive_file') ?? 0) });
   }
   return limits;
-}
-
-/** Where a hierarchy is mounted; of version 1 the one with this controller. */
-function mountOf(mounts: string, type: string, controller?: string): string | undefined {
-  for (const line of mounts.split('\n')) {
-    const [place, source] = line.split(' - ');
-    const [found, , options] = source?.split(' ') ?? [];
-    if (found === type && (controller === undefined || options?.split(',').includes(controller) === true)) return place?.split(' ')[4];
-  }
-  return undefined;
 }
 
 function counter(text: string, name: string): number | undefined {

@@ -9,9 +9,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { messageOf } from '../base/errors.js';
-
-/** Above this a limit is none (PAGE_COUNTER_MAX, rounded by the kernel). */
-const UNLIMITED = 2 ** 62;
+import { cgroupMount, legacyMemoryCgroup, UNLIMITED_BYTES } from '../base/memory_cgroup.js';
 
 export interface LeftCgroup {
   path: string;
@@ -20,13 +18,13 @@ export interface LeftCgroup {
 
 /** Answers what was left; undefined where there was no need to, or where it is not permitted (`warn` is told). */
 export function leaveLimitedMemoryCgroup(warn: (message: string) => void): LeftCgroup | undefined {
-  const hierarchy = memoryHierarchy(readFileSync('/proc/self/mountinfo', 'utf8'));
-  const path = /^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(.*)$/m.exec(readFileSync('/proc/self/cgroup', 'utf8'))?.[1];
+  const hierarchy = cgroupMount(readFileSync('/proc/self/mountinfo', 'utf8'), 'cgroup', 'memory');
+  const path = legacyMemoryCgroup(readFileSync('/proc/self/cgroup', 'utf8'));
   if (hierarchy === undefined || path === undefined || path === '/') return undefined;
   try {
     const stat = readFileSync(join(hierarchy, path, 'memory.stat'), 'utf8');
     const limitBytes = Number(/^hierarchical_memory_limit (\d+)$/m.exec(stat)?.[1] ?? Infinity);
-    if (limitBytes >= UNLIMITED) return undefined;
+    if (limitBytes >= UNLIMITED_BYTES) return undefined;
     writeFileSync(join(hierarchy, 'cgroup.procs'), String(process.pid));
     return { path, limitBytes };
   } catch (error) {
@@ -36,14 +34,4 @@ export function leaveLimitedMemoryCgroup(warn: (message: string) => void): LeftC
     );
     return undefined;
   }
-}
-
-/** Where the memory controller of version 1 is mounted. */
-function memoryHierarchy(mountInfo: string): string | undefined {
-  for (const line of mountInfo.split('\n')) {
-    const [place, source] = line.split(' - ');
-    const [type, , options] = source?.split(' ') ?? [];
-    if (type === 'cgroup' && options?.split(',').includes('memory') === true) return place?.split(' ')[4];
-  }
-  return undefined;
 }

@@ -30,7 +30,8 @@ export type FabricStatistics = Record<string, ApplianceStatistics>;
 
 export const fabricOf = (statistics: Record<string, unknown>): FabricStatistics => (statistics['fabric'] ?? {}) as FabricStatistics;
 
-const quoted = (value: string): string => `"${value.replace(/[\\"]/g, (letter) => `\\${letter}`).replace(/\n/g, '\\n')}"`;
+/** The value of a label in Prometheus' text format. */
+export const quoted = (value: string): string => `"${value.replace(/[\\"]/g, (letter) => `\\${letter}`).replace(/\n/g, '\\n')}"`;
 
 const linkCounters = [
   ['operations_total', 'operations'],

@@ -12,7 +12,7 @@ import { chmod, mkdir, rm } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { ExtmemError } from '../base/errors.js';
-import { fabricMetrics, fabricOf } from './fabric_statistics.js';
+import { fabricMetrics, fabricOf, quoted } from './fabric_statistics.js';
 import type { Residency } from './residency.js';
 
 const ASK_TIMEOUT_MS = 10_000;
@@ -115,7 +115,7 @@ export function askMount(runtimeDir: string, mountPoint: string, method: 'GET' |
 
 /** Every number of the statistics as a gauge, named by where it stands in them; the fabric's with labels. */
 export function metricsOf(statistics: Record<string, unknown>, mountPoint: string): string {
-  const label = `{mount="${mountPoint.replace(/[\\"]/g, (character) => `\\${character}`).replace(/\n/g, '\\n')}"}`;
+  const label = `{mount=${quoted(mountPoint)}}`;
   const lines: string[] = [];
   const visit = (name: string, value: unknown): void => {
     if (typeof value === 'number' && Number.isFinite(value)) lines.push(`${name}${label} ${value}`);

@@ -50,15 +50,6 @@ int connect_to(const SocketAddress& address) {
   return fd;
 }
 
-template <typename Condition>
-bool eventually(Condition condition) {
-  for (int tries = 0; tries < 400; ++tries) {
-    if (condition()) return true;
-    usleep(10'000);
-  }
-  return false;
-}
-
 }  // namespace
 
 TEST_CASE("a killed appliance gives an error within 5 s, then at once, and never its old bytes") {

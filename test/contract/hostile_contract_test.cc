@@ -33,15 +33,6 @@ size_t region_descriptors(pid_t pid) {
   return count;
 }
 
-template <typename Condition>
-bool eventually(Condition condition) {
-  for (int tries = 0; tries < 400; ++tries) {
-    if (condition()) return true;
-    usleep(10'000);
-  }
-  return false;
-}
-
 /// One appliance with one thread: region 10 is the neighbours' alone, 20 the hostile client's own, 30 shared with it.
 /// The neighbours have their bytes in 10 and 30 before anything happens.
 struct Bench {

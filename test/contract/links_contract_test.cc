@@ -25,15 +25,6 @@ constexpr uint64_t longest_ms(uint64_t attempt_ms) { return 2 * attempt_ms + 500
 
 std::vector<uint8_t> page_of(uint8_t byte) { return std::vector<uint8_t>(kPageBytes, byte); }
 
-template <typename Condition>
-bool eventually(Condition condition) {
-  for (int tries = 0; tries < 1000; ++tries) {
-    if (condition()) return true;
-    usleep(10'000);
-  }
-  return false;
-}
-
 /// One appliance behind two networks, with region 10 of 4 MiB, and a client of it.
 struct TwoNetworks {
   explicit TwoNetworks(uint64_t deadline_ms = protocol::kOperationDeadlineMs)
@@ -54,7 +45,7 @@ struct TwoNetworks {
   bool settle() {
     auto page = page_of(0);
     return eventually(
-        [&] { return client.read(region, 0, page) == Status::ok && connected(first) && connected(second); });
+        [&] { return client.read(region, 0, page) == Status::ok && connected(first) && connected(second); }, 10);
   }
 
   ApplianceProcess process;
@@ -182,16 +173,18 @@ TEST_CASE("with both links dead the breaker opens, refuses at once, and closes w
   networks.first.black_hole();
   networks.second.black_hole();
   auto page = page_of(0);
-  REQUIRE(eventually([&] {
-    return networks.client.read(networks.region, 0, page) != Status::ok &&
-           networks.appliance.state == fabric::PeerState::down;
-  }));
+  REQUIRE(eventually(
+      [&] {
+        return networks.client.read(networks.region, 0, page) != Status::ok &&
+               networks.appliance.state == fabric::PeerState::down;
+      },
+      10));
   CHECK(networks.appliance.breaker_openings == 1);
   const uint64_t refused = networks.client.totals(networks.appliance).refused;
   CHECK(networks.client.read(networks.region, 0, page) == Status::unreachable);
   CHECK(networks.client.totals(networks.appliance).refused == refused + 1);
   networks.second.mend();
-  CHECK(eventually([&] { return networks.client.read(networks.region, 0, page) == Status::ok; }));
+  CHECK(eventually([&] { return networks.client.read(networks.region, 0, page) == Status::ok; }, 10));
   CHECK(networks.appliance.state == fabric::PeerState::up);
   networks.first.mend();
   CHECK(networks.settle());

@@ -1,6 +1,8 @@
 // A client of the fabric with a reactor thread of its own, used from the test's thread as if it were synchronous.
 #pragma once
 
+#include <unistd.h>
+
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -33,6 +35,16 @@ struct Transport {
 /// Without faults.
 std::vector<Transport> plain_transports();
 std::vector<Transport> all_transports();
+
+/// Whether it holds within so many seconds.
+template <typename Condition>
+bool eventually(Condition condition, int seconds = 4) {
+  for (int tries = 0; tries < 100 * seconds; ++tries) {
+    if (condition()) return true;
+    usleep(10'000);
+  }
+  return false;
+}
 
 class TestClient {
  public:

@@ -10,20 +10,19 @@ import { WebSocketServer } from 'ws';
 import { startAppliance, type Appliance } from '../../../src/appliance/appliance.js';
 import { applianceOperations, appliancePushes, type ApplianceInfo } from '../../../src/base/messages.js';
 import { Session, type Handlers } from '../../../src/base/session.js';
-import type { RegionServer, RegionServerOptions } from '../../../src/binding/index.js';
+import type { RegionServer } from '../../../src/binding/index.js';
+import { StorelessServer } from '../storeless_server.js';
 
 const silent = pino({ level: 'silent' });
 const memoryBytes = 64 * 1024 ** 2;
 
 /** Regions are names and sizes; every call is noted. */
-class NotedServer implements RegionServer {
+class NotedServer extends StorelessServer implements RegionServer {
   readonly ports = [4711];
   readonly servesVerbs = false;
   readonly notes: string[] = [];
   readonly regions = new Map<number, number>();
   closed = false;
-
-  constructor(readonly options: RegionServerOptions) {}
 
   createRegion(region: number, bytes: number): void {
     if (bytes > this.options.donatedBytes) throw Object.assign(new Error('no room'), { code: 'ENOSPC' });
@@ -60,27 +59,6 @@ class NotedServer implements RegionServer {
   }
   takeTrace() {
     return [];
-  }
-  get incarnation(): number {
-    return this.options.incarnation;
-  }
-  restored(): [] {
-    return [];
-  }
-  storeStatus(): undefined {
-    return undefined;
-  }
-  persist(): Promise<void> {
-    return Promise.resolve();
-  }
-  persistLast(): Promise<void> {
-    return Promise.resolve();
-  }
-  settleFreed(): Promise<void> {
-    return Promise.resolve();
-  }
-  settleDestroyed(): Promise<void> {
-    return Promise.resolve();
   }
   counters() {
     return { operations: 0 };

@@ -4,24 +4,23 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import { startAppliance, type Appliance } from '../../../src/appliance/appliance.js';
-import type { RegionServer, RegionServerOptions } from '../../../src/binding/index.js';
+import type { RegionServer } from '../../../src/binding/index.js';
 import { connectClient, type ManagerSession } from '../../../src/client/manager_session.js';
 import { MountClient } from '../../../src/client/mount_client.js';
 import { createManager, type Manager } from '../../../src/manager/index.js';
 import { errnoOf } from '../../../src/fs/errno.js';
 import { MemoryNative } from '../client/memory_native.js';
 import { Kernel } from './kernel.js';
+import { StorelessServer } from '../storeless_server.js';
 
 export const TOKEN = 'a token for tests';
 const MIB = 1024 * 1024;
 
 /** Regions without bytes. */
-class PaperServer implements RegionServer {
+class PaperServer extends StorelessServer implements RegionServer {
   readonly servesVerbs = false;
   readonly ports = [4711];
   private readonly regions = new Map<number, number>();
-
-  constructor(private readonly options: RegionServerOptions) {}
 
   createRegion(region: number, bytes: number): void {
     this.regions.set(region, bytes);
@@ -53,27 +52,6 @@ class PaperServer implements RegionServer {
   }
   counters(): Record<string, number> {
     return {};
-  }
-  get incarnation(): number {
-    return this.options.incarnation;
-  }
-  restored(): [] {
-    return [];
-  }
-  storeStatus(): undefined {
-    return undefined;
-  }
-  persist(): Promise<void> {
-    return Promise.resolve();
-  }
-  persistLast(): Promise<void> {
-    return Promise.resolve();
-  }
-  settleFreed(): Promise<void> {
-    return Promise.resolve();
-  }
-  settleDestroyed(): Promise<void> {
-    return Promise.resolve();
   }
   close(): void {}
 }
