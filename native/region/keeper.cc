@@ -196,6 +196,7 @@ Verdict Keeper::persist_region(Region& region, Pass& pass) {
   if (verdict.ok()) verdict = put_records(region);
   if (!verdict.ok()) {
     for (uint64_t block : changes.blocks) region.blocks()->mark_changed(block * BlockState::kBytes, 1);
+    for (uint64_t chunk : changes.chunks) region.mark_written(chunk * protocol::kLendBytes, 1);
     return verdict;
   }
   if (pass.ending && region.blocks()->damaged_pages() == 0) store_->set_exact(region.id(), true);
@@ -218,14 +219,28 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     }
     return flush(region, run);
   }
-  // Whoever writes the memory itself leaves no marks: everything that has memory, or had some, is looked at.
+  // Whoever writes the memory itself marks the chunk, and in it everything that has memory, or had some, is looked at.
+  // For the last time, when what is stored is to be all there is, nobody's marks are believed.
   const uint64_t blocks = region.blocks()->blocks();
-  for (uint64_t block = 0; block < blocks; ++block) {
-    const uint64_t memory = region.next_with_memory(block);
-    block = std::min({memory, store_->next_stored(region.id(), block, blocks), blocks});
-    if (block == blocks) break;
-    if (Verdict verdict = put(block); !verdict.ok() || is_gone) return verdict;
+  auto put_between = [&](uint64_t block, uint64_t end) {
+    for (Verdict verdict; block < end; ++block) {
+      block = std::min(region.next_with_memory(block), store_->next_stored(region.id(), block, end));
+      if (block < end) verdict = put(block);
+      if (!verdict.ok() || is_gone) return verdict;
+    }
+    return Verdict{};
+  };
+  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
+  Verdict verdict;
+  if (pass.ending) {
+    verdict = put_between(0, blocks);
+  } else {
+    for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && !is_gone; ++index) {
+      const uint64_t first = changes.chunks[index] * kChunkBlocks;
+      verdict = put_between(std::min(first, blocks), std::min(first + kChunkBlocks, blocks));
+    }
   }
+  if (!verdict.ok() || is_gone) return verdict;
   return flush(region, run);
 }
 

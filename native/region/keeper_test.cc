@@ -102,3 +102,34 @@ TEST_CASE("a region that is destroyed while it is persisted is not in the store 
   kept.open_again();
   CHECK(kept.keeper->restore().empty());
 }
+
+TEST_CASE(
+    "of what clients store themselves, only the chunks that they marked are looked at, and at the end everything") {
+  Kept kept;
+  REQUIRE(kept.keeper->persist({}, 0, nullptr).ok());
+  const auto given = kept.region->hand_over(1, true);
+  REQUIRE(given->fd);
+  auto map = WrittenMap::open(UniqueFd(dup(given->written.get())));
+  REQUIRE(map);
+  const std::vector<uint8_t> page(4096, 9);
+  auto store_at = [&](uint64_t offset) {
+    CHECK(pwrite(given->fd.get(), page.data(), page.size(), static_cast<off_t>(offset)) == 4096);
+  };
+  auto persisted = [&](uint64_t ending) {
+    const uint64_t before = kept.keeper->status().persisted_bytes;
+    CHECK(kept.keeper->persist({}, ending, nullptr).ok());
+    return kept.keeper->status().persisted_bytes - before;
+  };
+  store_at(10 * kMiB);
+  map->mark(10 * kMiB, page.size());
+  store_at(100 * kMiB);  // and does not say so
+  // Nothing is known yet of how the blocks of that chunk were.
+  CHECK(persisted(0) == protocol::kLendBytes);
+  store_at(10 * kMiB + 4096);
+  map->mark(10 * kMiB + 4096, page.size());
+  CHECK(persisted(0) == BlockState::kBytes);
+  CHECK(persisted(0) == 0);
+  CHECK(persisted(1) == kRegionBytes - protocol::kLendBytes);
+  store_at(200 * kMiB);
+  CHECK(persisted(1) == BlockState::kBytes);
+}

@@ -587,6 +587,14 @@ std::optional<Outcome> Region::remove_record(uint64_t ino) {
   return outcome(Status::ok);
 }
 
+/// What is lent for one-sided access may be written without notice, or the notice may still be on its way.
+void Region::append_lent(std::vector<uint64_t>& into) {
+  std::lock_guard guard(lent_lock_);
+  for (auto& [number, loans] : lent_) {
+    if (std::any_of(loans.begin(), loans.end(), [](auto& one) { return !one.chunk.expired(); })) into.push_back(number);
+  }
+}
+
 void Region::append_records(std::vector<RecordInfo>& into) const {
   std::lock_guard guard(records_lock_);
   for (auto& [ino, bytes] : records_) into.push_back({.region = id_, .ino = ino, .bytes = bytes});
@@ -597,10 +605,14 @@ void Region::append_records(std::vector<RecordInfo>& into) const {
 Region::Changes Region::begin_persist() {
   // While nobody is in the middle of a write: whoever writes afterwards leaves a new mark.
   Exclusive exclusive(*this);
-  Changes changes{.blocks = {}, .unseen = unseen_.load(), .bytes = destroyed_ ? 0 : bytes_};
+  Changes changes{.blocks = {}, .unseen = unseen_.load(), .chunks = {}, .bytes = destroyed_ ? 0 : bytes_};
   for (uint64_t block = 0; block < blocks_->blocks(); ++block) {
     if (blocks_->take_changed(block)) changes.blocks.push_back(block);
   }
+  append_lent(changes.chunks);  // first: a loan that ends now leaves its mark
+  written_.load(std::memory_order_acquire)->take(changes.chunks);
+  std::sort(changes.chunks.begin(), changes.chunks.end());
+  changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());
   return changes;
 }
 
