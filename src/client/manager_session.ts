@@ -1,6 +1,7 @@
 /**
  * This process's session with the manager: opened with a token, kept alive, and resumed after the manager (or the way to it)
- * was dead. While it is dead every ask fails at once with EIO; open files need none.
+ * was dead. While it is dead every ask fails at once with EIO, but that calls on names wait for a while: a manager that is restarted
+ * is back soon. Open files need none.
  *
  * Invariants: at most one link at a time; the lease counts from when a renewal was *sent*. A client that the manager does not
  * know any more was fenced: its id and key are void for good, and this process goes on as the new client that the manager has
@@ -20,6 +21,26 @@ const RENEWALS_PER_LEASE = 4;
 const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 1000;
 const HELLO_TIMEOUT_MS = 4000;
+/** So long after it died calls on names wait for it. */
+const PATIENCE_MS = 2000;
+/** What calls on names ask. What the data path asks goes on without the manager, or fails, at once. */
+const patient: ReadonlySet<string> = new Set<keyof ClientOperations>([
+  'lookup',
+  'getattr',
+  'setattr',
+  'readlink',
+  'readdir',
+  'create',
+  'link',
+  'unlink',
+  'rename',
+  'getxattrs',
+  'setxattr',
+  'statfs',
+  'acquire',
+  'getlk',
+  'setlk',
+]);
 /** A manager that lives may have to fence somebody first (a recall's time-out, then the appliances); a dead link ends the wait sooner. */
 const ASK_TIMEOUT_MS = 30_000;
 
@@ -64,6 +85,9 @@ export class ManagerSession implements Manager {
   private first: Hello | undefined;
   private state: 'opening' | 'alive' | 'dead' | 'over' = 'opening';
   private resuming = false;
+  private deadSinceMs = 0;
+  /** Of those who wait for it to be alive again, or over. */
+  private readonly waiting = new Set<() => void>();
   private leaseFromMs = 0;
   private renewal: NodeJS.Timeout | undefined;
   private readonly stop = new AbortController();
@@ -102,9 +126,10 @@ export class ManagerSession implements Manager {
     if (this.state === 'dead') void this.tellLost();
   }
 
-  ask<Name extends keyof ClientOperations>(name: Name, ask: Ask<ClientOperations, Name>): Promise<Answer<ClientOperations, Name>> {
+  async ask<Name extends keyof ClientOperations>(name: Name, ask: Ask<ClientOperations, Name>): Promise<Answer<ClientOperations, Name>> {
+    if (!this.isReachable() && patient.has(name)) await this.untilReachable();
     const link = this.link;
-    if (link === undefined || (this.state !== 'alive' && !this.resuming)) return Promise.reject(this.unreachable(name));
+    if (link === undefined || !this.isReachable()) throw this.unreachable(name);
     this.asks[name] = (this.asks[name] ?? 0) + 1;
     // Only a wait for a lock may last as long as it likes.
     const waits = name === 'setlk' && 'wait' in ask && ask.wait;
@@ -183,8 +208,32 @@ export class ManagerSession implements Manager {
     };
   }
 
+  private isReachable(): boolean {
+    return this.state === 'alive' || this.resuming;
+  }
+
+  /** Or until it has been dead for long enough. */
+  private async untilReachable(): Promise<void> {
+    const leftMs = this.deadSinceMs + PATIENCE_MS - performance.now();
+    if (this.state !== 'dead' || leftMs <= 0) return;
+    await new Promise<void>((done) => {
+      const end = (): void => {
+        clearTimeout(timer);
+        this.waiting.delete(end);
+        done();
+      };
+      const timer = setTimeout(end, leftMs);
+      this.waiting.add(end);
+    });
+  }
+
+  private wakeWaiting(): void {
+    for (const end of [...this.waiting]) end();
+  }
+
   private becomeAlive(): void {
     this.state = 'alive';
+    this.wakeWaiting();
     const periodMs = this.hello.leaseMs / RENEWALS_PER_LEASE;
     this.renewal ??= setInterval(() => this.renew(), periodMs).unref();
   }
@@ -210,6 +259,7 @@ export class ManagerSession implements Manager {
     const wasAlive = this.state === 'alive';
     this.state = 'dead';
     if (!wasAlive) return; // the reconnect under way notices
+    this.deadSinceMs = performance.now();
     this.options.log.warn(
       { reason: reason.message },
       'the manager is not reachable; open files go on, everything else fails until it is back',
@@ -275,6 +325,7 @@ export class ManagerSession implements Manager {
 
   private end(): void {
     this.state = 'over';
+    this.wakeWaiting();
     this.stop.abort();
     clearInterval(this.renewal);
   }

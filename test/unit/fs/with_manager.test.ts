@@ -196,11 +196,12 @@ describe('files', () => {
 });
 
 describe('bad days', () => {
-  test('with the manager dead names fail at once; when it is back everything is as before', async () => {
+  test('with the manager dead for a while names fail at once; when it is back everything is as before', async () => {
     const { node } = await a.kernel.create(1, 'x');
     a.native.write(node, 4096);
     await cluster.killManager();
     await until('the session is lost', () => !a.session.alive);
+    expect((await a.kernel.ask('LOOKUP', 1, text('x'))).errno).toBe(EIO);
     const begin = performance.now();
     expect((await a.kernel.ask('LOOKUP', 1, text('x'))).errno).toBe(EIO);
     expect(performance.now() - begin).toBeLessThan(100);
@@ -254,6 +255,17 @@ describe('bad days', () => {
     expect((await b.kernel.open(node, O_RDWR)).errno).toBe(EIO);
     expect(a.fenced).toEqual([]);
   }, 15_000);
+
+  test('calls on names wait for a manager that is back soon', async () => {
+    await a.kernel.create(1, 'x');
+    await cluster.killManager();
+    await until('both notice', () => !a.session.alive && !b.session.alive);
+    const looking = b.kernel.lookup(1, 'x');
+    const making = a.kernel.create(1, 'y');
+    await cluster.restartManager();
+    expect((await looking).node).not.toBe(0);
+    expect((await making).errno).toBe(0);
+  });
 
   test('a wrong token, and no manager', async () => {
     const options = { manager: cluster.manager.url, name: 'c', hostId: 'host', log: pino({ level: 'silent' }) };
