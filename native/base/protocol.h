@@ -32,8 +32,11 @@ inline constexpr uint32_t kMaxIoBytes = 1048576;
 /// Largest file record an appliance keeps beside a region.
 inline constexpr uint32_t kMaxRecordBytes = 4194304;
 
-/// Most members (stripe columns) of one extent.
+/// Most members (columns times copies) of one extent.
 inline constexpr uint32_t kMaxLayoutMembers = 64;
+
+/// Most copies of one column.
+inline constexpr uint32_t kMaxCopies = 4;
 
 /// Handshake nonce.
 inline constexpr uint32_t kNonceBytes = 32;
@@ -103,10 +106,18 @@ enum class Status : uint8_t {
   closed = 11,
 };
 
-/// Logical relationship between the members of an extent.
+/// How a file's bytes are laid over appliances. Extents are concat, stripe or mirror: those of raid10 are mirrors of several columns.
 enum class LayoutKind : uint8_t {
   concat = 1,
   stripe = 2,
+  mirror = 3,
+  raid10 = 4,
+};
+
+/// Bits of an extent member's offset.
+enum class MemberFlag : uint8_t {
+  missing = 1,
+  unsynced = 2,
 };
 
 /// Bits of a region capability.
@@ -197,11 +208,12 @@ struct Capability {
 };
 static_assert(sizeof(Capability) == 56 && std::is_trivially_copyable_v<Capability>);
 
-/// A file's record: kept by the manager and beside the file's first region. Extents follow, sorted by file offset. crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch.
+/// A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get (0 reads as 1). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch.
 struct RecordHeader {
   uint32_t magic;
   uint16_t version;
-  uint16_t layout;
+  uint8_t layout;
+  uint8_t copies;
   uint64_t ino;
   uint64_t size;
   uint64_t mtime_ns;
@@ -214,17 +226,18 @@ struct RecordHeader {
 };
 static_assert(sizeof(RecordHeader) == 64 && std::is_trivially_copyable_v<RecordHeader>);
 
-/// One extent; member_count ExtentMembers follow. Byte b of the extent lives in member (b / unit) mod member_count, at member offset (b / unit / member_count) * unit + b mod unit. One member: unit is the length.
+/// One extent; member_count ExtentMembers follow: copies (0 reads as 1) of each column, those of one column beside each other. Byte b of the extent lives in column (b / unit) mod columns, at offset (b / unit / columns) * unit + b mod unit of each of its members. One column: b at b, and unit is the length.
 struct ExtentHeader {
   uint64_t file_offset;
   uint64_t length;
   uint32_t unit;
-  uint16_t kind;
+  uint8_t kind;
+  uint8_t copies;
   uint16_t member_count;
 };
 static_assert(sizeof(ExtentHeader) == 24 && std::is_trivially_copyable_v<ExtentHeader>);
 
-/// A piece of a region: length / member_count bytes (rounded up to units) from offset on.
+/// A piece of a region: length / columns bytes (rounded up to units) from offset on, which is a multiple of 4096; its low bits are the member's flags. Bit 0, missing: it missed a write, or its appliance lost it; it is neither read nor written. Bit 1, unsynced: where its writer was writing when it died, it may differ from the other copies; it is read only when no member without flags answers.
 struct ExtentMember {
   uint64_t region;
   uint64_t offset;

@@ -17,7 +17,7 @@ bool on_this_host(const fabric::Region& region) {
 bool regions_on_this_host_locked(const File& file, uint64_t offset, uint32_t bytes) {
   for (uint64_t at = offset; at < offset + bytes;) {
     auto piece = file.extents.resolve(at, offset + bytes - at);
-    if (piece.region != nullptr && !on_this_host(*piece.region)) return false;
+    if (!piece.is_hole() && !on_this_host(*piece.copies[0].region)) return false;
     at += piece.length;
   }
   return true;

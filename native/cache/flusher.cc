@@ -73,7 +73,7 @@ void collect_run_locked(PageCache& cache, File& file, uint32_t& page, Which whic
   }
   if (page == UINT32_MAX) return;
   auto piece = file.extents.resolve(page * kPageBytes, kRunPages * kPageBytes);
-  if (piece.region == nullptr) {
+  if (piece.is_hole()) {
     // The file was given anew without what this page was written to (its client was thought dead): it cannot arrive.
     pass.error = EIO;
     file.error_sequence.fetch_add(1);
@@ -93,8 +93,8 @@ void collect_run_locked(PageCache& cache, File& file, uint32_t& page, Which whic
   }
   run.operation = {};
   run.operation.op = fabric::Op::write;
-  run.operation.region = piece.region;
-  run.operation.offset = piece.region_offset;
+  run.operation.region = piece.copies[0].region;
+  run.operation.offset = piece.copies[0].offset;
   run.operation.segments = run.segments.data();
   run.operation.segment_count = run.count;
   run.operation.bytes = static_cast<uint32_t>(run.count * kPageBytes);
@@ -221,11 +221,12 @@ RangeAppliances appliances_of(File& file, uint64_t offset, uint32_t bytes) {
   for (uint64_t at = offset; at < offset + bytes;) {
     auto piece = file.extents.resolve(at, offset + bytes - at);
     at += piece.length;
-    if (piece.region == nullptr) continue;
-    found.lost |= piece.region->state.load() == fabric::RegionState::lost;
+    if (piece.is_hole()) continue;
+    found.lost |= piece.copies[0].region->state.load() == fabric::RegionState::lost;
     auto end = found.list.begin() + found.count;
-    if (found.count < found.list.size() && std::find(found.list.begin(), end, piece.region->appliance) == end) {
-      found.list[found.count++] = piece.region->appliance;
+    if (found.count < found.list.size() &&
+        std::find(found.list.begin(), end, piece.copies[0].region->appliance) == end) {
+      found.list[found.count++] = piece.copies[0].region->appliance;
     }
   }
   file.lock.unlock();

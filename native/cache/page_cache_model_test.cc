@@ -148,10 +148,10 @@ class Run {
     for (uint64_t at = 0; at < file_->extents.end();) {
       uint64_t limit = at < from ? from - at : at < to ? to - at : UINT64_MAX;
       auto piece = file_->extents.resolve(at, std::min(limit, file_->extents.end() - at));
-      bool keep = piece.region != nullptr && (at < from || at >= to);
-      extent::Member member{piece.region, piece.region_offset};
-      if (piece.region != nullptr && !keep) freed.push_back(piece);
-      if (keep) kept.insert(at, piece.length, 0, extent::LayoutKind::concat, {&member, 1});
+      bool keep = !piece.is_hole() && (at < from || at >= to);
+      extent::Member member{piece.copies[0].region, piece.copies[0].offset};
+      if (!piece.is_hole() && !keep) freed.push_back(piece);
+      if (keep) kept.insert(at, piece.length, extent::one_column(piece.length, 1), {&member, 1});
       at += piece.length;
     }
     int error = co_await end_cut(cache_, lane_, *file_, extent::encode_record(attributes, kept), false);

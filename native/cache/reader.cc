@@ -55,7 +55,7 @@ uint32_t plan_operation(PageCache& cache, File& file, const FillPlan& plan, uint
   file.lock.unlock();
   run = std::min<uint32_t>(run, std::max<uint64_t>(piece.length / kPageBytes, 1));
   trace::mark(trace::Point::extent_resolve, plan.pages[at] * kPageBytes);
-  if (piece.region == nullptr) {
+  if (piece.is_hole()) {
     for (uint32_t index = 0; index < run; ++index)
       std::memset(cache.frames().data(plan.frames[at + index]), 0, kPageBytes);
     return run;
@@ -64,8 +64,8 @@ uint32_t plan_operation(PageCache& cache, File& file, const FillPlan& plan, uint
     segments[index] = {cache.frames().data(plan.frames[at + index]), kPageBytes};
   }
   operation.op = fabric::Op::read;
-  operation.region = piece.region;
-  operation.offset = piece.region_offset;
+  operation.region = piece.copies[0].region;
+  operation.offset = piece.copies[0].offset;
   operation.segments = segments;
   operation.segment_count = run;
   operation.bytes = static_cast<uint32_t>(run * kPageBytes);

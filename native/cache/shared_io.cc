@@ -68,7 +68,7 @@ Task<int> read_through(PageCache& cache, Lane& lane, File& file, uint64_t offset
 
 Task<int> zero_through(Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
   file.lock.lock();
-  bool data_there = file.extents.resolve(offset, bytes).region != nullptr;
+  bool data_there = !file.extents.resolve(offset, bytes).is_hole();
   file.lock.unlock();
   if (!data_there) co_return 0;
   auto* zeros = const_cast<std::byte*>(kZeroPage);  // only sent, never written to

@@ -22,7 +22,7 @@ Task<int> transfer(Lane& lane, File& file, fabric::Op op, uint64_t offset, std::
       auto piece = file.extents.resolve(offset + done, bytes - done);
       file.lock.unlock();
       auto length = static_cast<uint32_t>(std::min<uint64_t>(piece.length, bytes - done));
-      if (piece.region == nullptr) {
+      if (piece.is_hole()) {
         if (op == fabric::Op::write) co_return EIO;
         std::memset(data + done, 0, length);
         done += length;
@@ -31,8 +31,8 @@ Task<int> transfer(Lane& lane, File& file, fabric::Op op, uint64_t offset, std::
       segments[count] = {data + done, length};
       fabric::Operation& operation = operations[count];
       operation.op = op;
-      operation.region = piece.region;
-      operation.offset = piece.region_offset;
+      operation.region = piece.copies[0].region;
+      operation.offset = piece.copies[0].offset;
       operation.segments = &segments[count];
       operation.segment_count = 1;
       operation.bytes = length;

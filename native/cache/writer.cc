@@ -105,7 +105,7 @@ PageWrite write_page_locked(PageCache& cache, File& file, const PageBytes& write
   if (needs_frame && spare == 0) return PageWrite::needs_frame;
 
   auto piece = file.extents.resolve(write.page * kPageBytes, kPageBytes);
-  if (piece.region == nullptr) return PageWrite::no_extent;  // the file was cut or given anew under us
+  if (piece.is_hole()) return PageWrite::no_extent;  // the file was cut or given anew under us
   if (state == PageState::absent) {
     frame = std::exchange(spare, 0);
     if (!whole) std::memset(frames.data(frame), 0, kPageBytes);
@@ -125,7 +125,7 @@ PageWrite write_page_locked(PageCache& cache, File& file, const PageBytes& write
     return PageWrite::done;
   }
   put_bytes(frames.data(frame), write);
-  cache.dirty_locked(file, write.page, frame, piece.region);
+  cache.dirty_locked(file, write.page, frame, piece.copies[0].region);
   return PageWrite::done;
 }
 
@@ -224,7 +224,7 @@ Task<int> ensure_room(PageCache& cache, Lane& lane, File& file, uint64_t offset,
 
 Task<int> zero_in_page(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
   file.lock.lock();
-  bool data = file.extents.resolve(round_down(offset), kPageBytes).region != nullptr;
+  bool data = !file.extents.resolve(round_down(offset), kPageBytes).is_hole();
   file.lock.unlock();
   if (!data) co_return 0;  // a hole is zero
   co_return co_await write_page(cache, lane, file,

@@ -6,10 +6,19 @@
 
 namespace extmem::extent {
 
-uint64_t member_bytes(uint64_t length, uint32_t unit, uint16_t member_count) {
-  if (member_count == 1) return length;
-  uint64_t rows = (length + uint64_t{unit} * member_count - 1) / (uint64_t{unit} * member_count);
-  return rows * unit;
+Shape one_column(uint64_t length, size_t members) {
+  return {static_cast<uint32_t>(std::min<uint64_t>(length, UINT32_MAX)), static_cast<uint8_t>(members)};
+}
+
+LayoutKind Extent::kind() const {
+  if (shape.copies > 1) return LayoutKind::mirror;
+  return member_count > 1 ? LayoutKind::stripe : LayoutKind::concat;
+}
+
+uint64_t Extent::member_bytes() const {
+  if (columns() == 1) return length;
+  const uint64_t row = uint64_t{shape.unit} * columns();
+  return (length + row - 1) / row * shape.unit;
 }
 
 size_t ExtentMap::find(uint64_t file_offset) const {
@@ -20,38 +29,41 @@ size_t ExtentMap::find(uint64_t file_offset) const {
 
 Piece ExtentMap::resolve(uint64_t file_offset, uint64_t max_length) const {
   size_t index = find(file_offset);
-  if (index == extents_.size()) return {nullptr, 0, max_length};
+  if (index == extents_.size()) return {.length = max_length};
   const Extent& extent = extents_[index];
-  if (file_offset < extent.file_offset) return {nullptr, 0, std::min(max_length, extent.file_offset - file_offset)};
+  if (file_offset < extent.file_offset) return {.length = std::min(max_length, extent.file_offset - file_offset)};
   uint64_t at = file_offset - extent.file_offset;
   uint64_t left = std::min(max_length, extent.length - at);
-  if (extent.member_count == 1) {
-    const Member& member = members_[extent.first_member];
-    return {member.region, member.offset + at, left};
+  const Shape shape = extent.shape;
+  const uint16_t columns = extent.columns();
+  const uint64_t unit_index = columns == 1 ? 0 : at / shape.unit;
+  const uint64_t in_unit = columns == 1 ? at : at % shape.unit;
+  const uint64_t in_member = unit_index / columns * shape.unit + in_unit;
+  const size_t first = extent.first_member + unit_index % columns * shape.copies;
+  Piece piece{.length = columns == 1 ? left : std::min(left, shape.unit - in_unit), .copy_count = shape.copies};
+  for (size_t copy = 0; copy < shape.copies; ++copy) {
+    piece.copies[copy] = members_[first + copy];
+    piece.copies[copy].offset += in_member;
   }
-  uint64_t unit_index = at / extent.unit;
-  uint64_t in_unit = at % extent.unit;
-  const Member& member = members_[extent.first_member + unit_index % extent.member_count];
-  uint64_t region_offset = member.offset + unit_index / extent.member_count * extent.unit + in_unit;
-  return {member.region, region_offset, std::min(left, extent.unit - in_unit)};
+  return piece;
 }
 
-void ExtentMap::insert(uint64_t file_offset, uint64_t length, uint32_t unit, LayoutKind kind,
-                       std::span<const Member> members) {
-  EXTMEM_ASSERT(length > 0 && !members.empty() && (members.size() == 1 || unit > 0));
+void ExtentMap::insert(uint64_t file_offset, uint64_t length, Shape shape, std::span<const Member> members) {
+  EXTMEM_ASSERT(length > 0 && !members.empty() && shape.copies > 0 && shape.copies <= protocol::kMaxCopies);
+  EXTMEM_ASSERT(members.size() % shape.copies == 0 && (members.size() == shape.copies || shape.unit > 0));
   size_t index = find(file_offset);
   EXTMEM_ASSERT(index == extents_.size() || file_offset + length <= extents_[index].file_offset);
-  Extent extent{
-      file_offset, length, unit, kind, static_cast<uint16_t>(members.size()), static_cast<uint32_t>(members_.size())};
+  Extent extent{file_offset, length, shape, static_cast<uint16_t>(members.size()),
+                static_cast<uint32_t>(members_.size())};
   members_.insert(members_.end(), members.begin(), members.end());
   extents_.insert(extents_.begin() + static_cast<ptrdiff_t>(index), extent);
-  allocated_bytes_ += length;
+  allocated_bytes_ += length * shape.copies;
 }
 
 void ExtentMap::erase(uint64_t file_offset) {
   size_t index = find(file_offset);
   EXTMEM_ASSERT(index < extents_.size() && extents_[index].file_offset == file_offset);
-  allocated_bytes_ -= extents_[index].length;
+  allocated_bytes_ -= extents_[index].length * extents_[index].shape.copies;
   extents_.erase(extents_.begin() + static_cast<ptrdiff_t>(index));
 }
 
@@ -62,27 +74,29 @@ std::vector<ExtentMap::Freed> ExtentMap::trim(uint64_t file_offset) {
   const std::vector<Member> members = members_;
   for (const Extent& extent : cut) erase(extent.file_offset);
   for (const Extent& extent : cut) {
-    const uint64_t row = uint64_t{extent.unit} * extent.member_count;
+    const uint16_t columns = extent.columns();
+    const uint64_t row = uint64_t{extent.shape.unit} * columns;
     const uint64_t kept = file_offset > extent.file_offset ? file_offset - extent.file_offset : 0;
     // Of a stripe, whole rows stay one, and each unit of the row in which the end lies becomes an extent of its own.
-    const uint64_t rows_kept = extent.member_count == 1 ? kept : kept / row * row;
+    const uint64_t rows_kept = columns == 1 ? kept : kept / row * row;
     const auto own = std::span(members).subspan(extent.first_member, extent.member_count);
-    const uint64_t bytes = member_bytes(extent.length, extent.unit, extent.member_count);
+    const uint64_t bytes = extent.member_bytes();
     if (rows_kept > 0) {
-      const auto unit =
-          extent.member_count == 1 ? static_cast<uint32_t>(std::min<uint64_t>(kept, UINT32_MAX)) : extent.unit;
-      insert(extent.file_offset, rows_kept, unit, extent.kind, own);
+      insert(extent.file_offset, rows_kept, columns == 1 ? one_column(kept, own.size()) : extent.shape, own);
     }
-    for (uint16_t index = 0; index < extent.member_count; ++index) {
-      uint64_t used = rows_kept / extent.member_count;
-      const uint64_t at = rows_kept + uint64_t{extent.unit} * index;
-      if (extent.member_count > 1 && at < kept) {
-        const auto rest = static_cast<uint32_t>(std::min<uint64_t>(kept - at, extent.unit));
-        const Member piece{own[index].region, own[index].offset + used};
-        insert(extent.file_offset + at, rest, rest, LayoutKind::concat, {&piece, 1});
+    for (uint16_t index = 0; index < columns; ++index) {
+      const auto column = own.subspan(size_t{index} * extent.shape.copies, extent.shape.copies);
+      uint64_t used = rows_kept / columns;
+      const uint64_t at = rows_kept + uint64_t{extent.shape.unit} * index;
+      if (columns > 1 && at < kept) {
+        const uint64_t rest = std::min<uint64_t>(kept - at, extent.shape.unit);
+        std::vector<Member> pieces(column.begin(), column.end());
+        for (Member& piece : pieces) piece.offset += used;
+        insert(extent.file_offset + at, rest, one_column(rest, pieces.size()), pieces);
         used += rest;
       }
-      if (used < bytes) freed.push_back({own[index].region->id, own[index].offset + used, bytes - used});
+      if (used == bytes) continue;
+      for (const Member& copy : column) freed.push_back({copy.region->id, copy.offset + used, bytes - used});
     }
   }
   return freed;

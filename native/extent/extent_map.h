@@ -2,6 +2,7 @@
 // holes, which read as zeros. A map has no lock of its own: its owner (cache::File) guards it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -16,27 +17,41 @@ using protocol::LayoutKind;
 
 /// A piece of a region; how long it is, the extent says.
 struct Member {
-  fabric::Region* region;
-  uint64_t offset;
+  fabric::Region* region = nullptr;
+  uint64_t offset = 0;
+  bool missing = false;   ///< it missed a write, or its appliance lost it: neither read nor written
+  bool unsynced = false;  ///< may differ from the other copies: read only when no copy without flags answers
 };
 
-/// Byte b of it lives in member (b / unit) mod member_count, at offset (b / unit / member_count) * unit + b mod unit.
+/// How an extent's members lie: those of one column, `copies` of them, beside each other. Byte b lives in column
+/// (b / unit) mod columns, at offset (b / unit / columns) * unit + b mod unit of each of its members.
+struct Shape {
+  uint32_t unit;  ///< of no meaning with one column: b lies at b
+  uint8_t copies = 1;
+};
+
 struct Extent {
   uint64_t file_offset;
   uint64_t length;
-  uint32_t unit;
-  LayoutKind kind;
+  Shape shape;
   uint16_t member_count;
   uint32_t first_member;  // in the map's member table
 
   uint64_t end() const { return file_offset + length; }
+  uint16_t columns() const { return member_count / shape.copies; }
+  LayoutKind kind() const;
+  /// What it occupies of each member: whole units.
+  uint64_t member_bytes() const;
 };
 
-/// The longest contiguous stretch at a file offset: in one region, or (region null) a hole.
+/// The longest contiguous stretch at a file offset: where each copy of it begins, or a hole.
 struct Piece {
-  fabric::Region* region;
-  uint64_t region_offset;
   uint64_t length;
+  uint8_t copy_count = 0;
+  std::array<Member, protocol::kMaxCopies> copies{};
+
+  bool is_hole() const { return copy_count == 0; }
+  std::span<const Member> all() const { return std::span(copies).first(copy_count); }
 };
 
 class ExtentMap {
@@ -44,7 +59,7 @@ class ExtentMap {
   /// At most max_length bytes from file_offset on.
   Piece resolve(uint64_t file_offset, uint64_t max_length) const;
   /// Takes a place that is a hole now.
-  void insert(uint64_t file_offset, uint64_t length, uint32_t unit, LayoutKind kind, std::span<const Member> members);
+  void insert(uint64_t file_offset, uint64_t length, Shape shape, std::span<const Member> members);
   /// Takes back what insert() put at this offset.
   void erase(uint64_t file_offset);
   /// Takes away everything from this offset on (whole pages); answers the pieces that it was in.
@@ -76,7 +91,7 @@ class ExtentMap {
   uint64_t allocated_bytes_ = 0;
 };
 
-/// Bytes that each member of an extent must have.
-uint64_t member_bytes(uint64_t length, uint32_t unit, uint16_t member_count);
+/// One column, with as many copies as there are members.
+Shape one_column(uint64_t length, size_t members);
 
 }  // namespace extmem::extent

@@ -33,25 +33,25 @@ TEST_CASE("a striped extent visits its members unit by unit") {
   Pool pool(2, 64 * kMiB);
   ExtentMap map;
   Member members[] = {{pool.directory.find_region(1), 4 * kMiB}, {pool.directory.find_region(2), 8 * kMiB}};
-  map.insert(2 * kMiB, 8 * kMiB, 2 * kMiB, LayoutKind::stripe, members);
+  map.insert(2 * kMiB, 8 * kMiB, {2 * kMiB}, members);
   auto piece = map.resolve(2 * kMiB + 5, 16 * kMiB);
-  CHECK(piece.region->id == 1);
-  CHECK(piece.region_offset == 4 * kMiB + 5);
+  CHECK(piece.copies[0].region->id == 1);
+  CHECK(piece.copies[0].offset == 4 * kMiB + 5);
   CHECK(piece.length == 2 * kMiB - 5);
   piece = map.resolve(8 * kMiB, kMiB);  // fourth unit: second of member 2
-  CHECK(piece.region->id == 2);
-  CHECK(piece.region_offset == 10 * kMiB);
-  CHECK(map.resolve(0, 16 * kMiB).region == nullptr);
+  CHECK(piece.copies[0].region->id == 2);
+  CHECK(piece.copies[0].offset == 10 * kMiB);
+  CHECK(map.resolve(0, 16 * kMiB).is_hole());
   CHECK(map.resolve(0, 16 * kMiB).length == 2 * kMiB);
-  CHECK(map.resolve(10 * kMiB, 16 * kMiB).region == nullptr);
+  CHECK(map.resolve(10 * kMiB, 16 * kMiB).is_hole());
 }
 
 TEST_CASE("holes and data are found where they are") {
   Pool pool(1, 64 * kMiB);
   ExtentMap map;
   Member member{pool.directory.find_region(1), 0};
-  map.insert(4096, 4096, 4096, LayoutKind::concat, {&member, 1});
-  map.insert(8192, 4096, 4096, LayoutKind::concat, {&member, 1});
+  map.insert(4096, 4096, one_column(4096, 1), {&member, 1});
+  map.insert(8192, 4096, one_column(4096, 1), {&member, 1});
   CHECK(map.next_hole(0) == 0);
   CHECK(map.next_hole(5000) == 12288);
   CHECK(map.next_data(0) == 4096);
@@ -81,7 +81,7 @@ TEST_CASE("stripes use every appliance alike, to a unit") {
   ExtentMap map;
   REQUIRE(grow(map, file(1), {0, 256 * kMiB, false}, pool.slabs));
   std::array<uint64_t, 5> bytes{};
-  for (uint64_t at = 0; at < 256 * kMiB; at += 2 * kMiB) bytes[map.resolve(at, 1).region->id] += 2 * kMiB;
+  for (uint64_t at = 0; at < 256 * kMiB; at += 2 * kMiB) bytes[map.resolve(at, 1).copies[0].region->id] += 2 * kMiB;
   for (unsigned region = 1; region <= 4; ++region) {
     CHECK(bytes[region] >= 62 * kMiB);
     CHECK(bytes[region] <= 66 * kMiB);
@@ -100,7 +100,7 @@ TEST_CASE("what is trimmed off the end goes back to the byte, and what is left l
       std::vector<std::pair<uint64_t, uint64_t>> before;
       for (uint64_t at = 0; at < size; at += 4096) {
         auto piece = map.resolve(at, 4096);
-        before.emplace_back(piece.region->id, piece.region_offset);
+        before.emplace_back(piece.copies[0].region->id, piece.copies[0].offset);
       }
       for (auto& freed : map.trim(size)) pool.slabs.free(freed.region, freed.offset, freed.bytes);
       CHECK(map.end() == size);
@@ -109,7 +109,7 @@ TEST_CASE("what is trimmed off the end goes back to the byte, and what is left l
       CHECK(all - pool.slabs.free_bytes() == size);
       for (uint64_t at = 0; at < size; at += 4096) {
         auto piece = map.resolve(at, 4096);
-        REQUIRE(std::pair(piece.region->id, piece.region_offset) == before[at / 4096]);
+        REQUIRE(std::pair(piece.copies[0].region->id, piece.copies[0].offset) == before[at / 4096]);
       }
       REQUIRE(grow(map, file(1), {size, size + 8 * kMiB, false}, pool.slabs));
       CHECK(map.next_hole(0) >= size + 8 * kMiB);
@@ -181,13 +181,88 @@ TEST_CASE("a record survives the round trip, and no flipped bit does") {
   for (uint64_t at = 0; at < 101 * kMiB; at += 4096) {
     auto left = map.resolve(at, 1);
     auto right = extents.resolve(at, 1);
-    REQUIRE((left.region == right.region && left.region_offset == right.region_offset));
+    REQUIRE((left.copies[0].region == right.copies[0].region && left.copies[0].offset == right.copies[0].offset));
   }
   std::mt19937 random(1);
   for (int round = 0; round < 200; ++round) {
     auto broken = record;
     broken[random() % broken.size()] ^= static_cast<uint8_t>(1u << random() % 8);
     CHECK_FALSE(decode_record(broken, pool.directory, decoded, extents));
+  }
+}
+
+TEST_CASE("a byte of a mirror lies in every copy, and of raid10 in every copy of its column") {
+  Pool pool(4, 64 * kMiB);
+  auto region = [&](uint64_t id) { return pool.directory.find_region(id); };
+  ExtentMap map;
+  Member mirror[] = {{region(1), kMiB}, {region(2), 3 * kMiB}};
+  map.insert(0, 4 * kMiB, one_column(4 * kMiB, 2), mirror);
+  Member columns[] = {{region(1), 8 * kMiB}, {region(2), 8 * kMiB}, {region(3), 0}, {region(4), 16 * kMiB}};
+  map.insert(4 * kMiB, 8 * kMiB, {2 * kMiB, 2}, columns);
+  CHECK(map.extents()[0].kind() == LayoutKind::mirror);
+  CHECK(map.extents()[1].kind() == LayoutKind::mirror);
+  CHECK(map.allocated_bytes() == 24 * kMiB);
+
+  auto piece = map.resolve(kMiB, 16 * kMiB);
+  CHECK(piece.length == 3 * kMiB);
+  REQUIRE(piece.copy_count == 2);
+  CHECK((piece.copies[0].region->id == 1 && piece.copies[0].offset == 2 * kMiB));
+  CHECK((piece.copies[1].region->id == 2 && piece.copies[1].offset == 4 * kMiB));
+
+  piece = map.resolve(10 * kMiB + 4096, kMiB);  // fourth unit: the second of the second column
+  CHECK(piece.length == kMiB);
+  REQUIRE(piece.copy_count == 2);
+  CHECK((piece.copies[0].region->id == 3 && piece.copies[0].offset == 2 * kMiB + 4096));
+  CHECK((piece.copies[1].region->id == 4 && piece.copies[1].offset == 18 * kMiB + 4096));
+}
+
+TEST_CASE("of what is trimmed off, every copy goes back") {
+  Pool pool(4, 64 * kMiB);
+  auto region = [&](uint64_t id) { return pool.directory.find_region(id); };
+  for (uint64_t kept : {uint64_t{0}, uint64_t{4096}, kMiB, 2 * kMiB + 4096, 4 * kMiB, 7 * kMiB}) {
+    INFO("kept ", kept);
+    ExtentMap map;
+    Member members[] = {{region(1), 0}, {region(2), 0, true, false}, {region(3), 0}, {region(4), 0, false, true}};
+    map.insert(0, 8 * kMiB, {kMiB, 2}, members);
+    std::vector<Piece> before;
+    for (uint64_t at = 0; at < kept; at += 4096) before.push_back(map.resolve(at, 4096));
+    uint64_t freed = 0;
+    for (const auto& piece : map.trim(kept)) freed += piece.bytes;
+    CHECK(freed + 2 * kept == 16 * kMiB);
+    CHECK(map.allocated_bytes() == 2 * kept);
+    CHECK(map.end() == kept);
+    for (uint64_t at = 0; at < kept; at += 4096) {
+      auto now = map.resolve(at, 4096);
+      REQUIRE(now.copy_count == 2);
+      for (int copy = 0; copy < 2; ++copy) {
+        const Member &is = now.copies[copy], &was = before[at / 4096].copies[copy];
+        REQUIRE((is.region == was.region && is.offset == was.offset));
+        REQUIRE((is.missing == was.missing && is.unsynced == was.unsynced));
+      }
+    }
+  }
+}
+
+TEST_CASE("a record keeps the copies and what is known of them") {
+  Pool pool(4, 64 * kMiB);
+  auto region = [&](uint64_t id) { return pool.directory.find_region(id); };
+  ExtentMap map;
+  Member members[] = {{region(1), 4096}, {region(2), 0, true, false}, {region(3), 0}, {region(4), 8192, false, true}};
+  map.insert(0, 8 * kMiB, {kMiB, 2}, members);
+  auto attributes = file(5, LayoutKind::raid10);
+  attributes.copies = 2;
+  auto record = encode_record(attributes, map);
+  FileAttributes decoded;
+  ExtentMap extents;
+  REQUIRE(decode_record(record, pool.directory, decoded, extents));
+  CHECK(decoded.layout == LayoutKind::raid10);
+  CHECK(decoded.copies == 2);
+  REQUIRE(extents.extents().size() == 1);
+  const auto read = extents.members(extents.extents()[0]);
+  REQUIRE(read.size() == 4);
+  for (size_t index = 0; index < 4; ++index) {
+    CHECK((read[index].region == members[index].region && read[index].offset == members[index].offset));
+    CHECK((read[index].missing == members[index].missing && read[index].unsynced == members[index].unsynced));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "extent/file_record.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace extmem::extent {
@@ -9,6 +10,9 @@ namespace {
 using protocol::ExtentHeader;
 using protocol::ExtentMember;
 using protocol::RecordHeader;
+
+constexpr auto kMissing = static_cast<uint64_t>(protocol::MemberFlag::missing);
+constexpr auto kUnsynced = static_cast<uint64_t>(protocol::MemberFlag::unsynced);
 
 /// CRC-32 (IEEE 802.3, reflected), as zlib's crc32().
 uint32_t crc32(std::span<const uint8_t> bytes) {
@@ -43,22 +47,33 @@ bool take(std::span<const uint8_t>& bytes, Struct& value) {
 bool take_extent(std::span<const uint8_t>& bytes, fabric::Directory& directory, ExtentMap& extents) {
   ExtentHeader header;
   if (!take(bytes, header)) return false;
+  const Shape shape{header.unit, std::max<uint8_t>(header.copies, 1)};
   bool sound = header.length > 0 && header.member_count > 0 && header.member_count <= protocol::kMaxLayoutMembers &&
+               shape.copies <= protocol::kMaxCopies && header.member_count % shape.copies == 0 &&
                header.file_offset >= extents.end() && header.file_offset + header.length > header.file_offset &&
-               (header.member_count == 1 || header.unit > 0);
+               (header.member_count == shape.copies || header.unit > 0);
   if (!sound) return false;
+  const Extent extent{header.file_offset, header.length, shape, header.member_count, 0};
+  if (static_cast<uint8_t>(extent.kind()) != header.kind) return false;
   std::array<Member, protocol::kMaxLayoutMembers> members;
-  uint64_t needed = member_bytes(header.length, header.unit, header.member_count);
+  const uint64_t needed = extent.member_bytes();
   for (unsigned index = 0; index < header.member_count; ++index) {
     ExtentMember member;
     if (!take(bytes, member)) return false;
     fabric::Region* region = directory.find_region(member.region);
-    if (region == nullptr || member.offset > region->bytes || needed > region->bytes - member.offset) return false;
-    members[index] = {region, member.offset};
+    const uint64_t flags = member.offset % protocol::kPageBytes;
+    const uint64_t offset = member.offset - flags;
+    if (flags > (kMissing | kUnsynced)) return false;
+    if (region == nullptr || offset > region->bytes || needed > region->bytes - offset) return false;
+    members[index] = {region, offset, (flags & kMissing) != 0, (flags & kUnsynced) != 0};
   }
-  extents.insert(header.file_offset, header.length, header.unit, static_cast<LayoutKind>(header.kind),
-                 std::span(members).first(header.member_count));
+  extents.insert(header.file_offset, header.length, shape, std::span(members).first(header.member_count));
   return true;
+}
+
+ExtentMember encode_member(const Member& member) {
+  const uint64_t flags = (member.missing ? kMissing : 0) + (member.unsynced ? kUnsynced : 0);
+  return {member.region->id, member.offset + flags};
 }
 
 }  // namespace
@@ -67,7 +82,8 @@ std::vector<uint8_t> encode_record(const FileAttributes& attributes, const Exten
   std::vector<uint8_t> bytes;
   RecordHeader header{.magic = protocol::kRecordMagic,
                       .version = protocol::kRecordVersion,
-                      .layout = static_cast<uint16_t>(attributes.layout),
+                      .layout = static_cast<uint8_t>(attributes.layout),
+                      .copies = attributes.copies,
                       .ino = attributes.ino,
                       .size = attributes.size,
                       .mtime_ns = attributes.mtime_ns,
@@ -79,9 +95,9 @@ std::vector<uint8_t> encode_record(const FileAttributes& attributes, const Exten
                       .epoch = attributes.epoch};
   append(bytes, header);
   for (const Extent& extent : extents.extents()) {
-    append(bytes, ExtentHeader{extent.file_offset, extent.length, extent.unit, static_cast<uint16_t>(extent.kind),
-                               extent.member_count});
-    for (const Member& member : extents.members(extent)) append(bytes, ExtentMember{member.region->id, member.offset});
+    append(bytes, ExtentHeader{extent.file_offset, extent.length, extent.shape.unit,
+                               static_cast<uint8_t>(extent.kind()), extent.shape.copies, extent.member_count});
+    for (const Member& member : extents.members(extent)) append(bytes, encode_member(member));
   }
   header.crc = crc32(bytes);
   std::memcpy(bytes.data(), &header, sizeof header);
@@ -106,6 +122,7 @@ bool decode_record(std::span<const uint8_t> bytes, fabric::Directory& directory,
                 .ctime_ns = header.ctime_ns,
                 .change = header.change,
                 .layout = static_cast<LayoutKind>(header.layout),
+                .copies = std::clamp<uint8_t>(header.copies, 1, protocol::kMaxCopies),
                 .stripe_unit = header.stripe_unit,
                 .epoch = header.epoch};
   extents.clear();

@@ -18,6 +18,7 @@ struct FileAttributes {
   uint64_t ctime_ns = 0;
   uint64_t change = 0;
   LayoutKind layout = LayoutKind::stripe;
+  uint8_t copies = 1;  ///< of each byte, in extents that are yet to come
   uint32_t stripe_unit = protocol::kStripeUnitBytes;
   uint32_t epoch = 0;
 };

@@ -77,7 +77,7 @@ class Grower {
     for (; units > 0; units /= 2) {
       Carving carving(slabs_);
       if (!carving.carve(appliances_, units * kUnit)) continue;
-      insert(at, units * kUnit * count, kUnit, LayoutKind::stripe, carving);
+      insert(at, units * kUnit * count, {kUnit}, carving);
       return true;
     }
     return false;
@@ -103,7 +103,7 @@ class Grower {
         fabric::Appliance* appliance = appliances_[(turn + index) % appliances_.size()];
         Carving carving(slabs_);
         if (!carving.carve({&appliance, 1}, length)) continue;
-        insert(at, length, static_cast<uint32_t>(std::min<uint64_t>(length, UINT32_MAX)), LayoutKind::concat, carving);
+        insert(at, length, one_column(length, 1), carving);
         return true;
       }
       if (length > needed && length / 2 < needed) length = needed * 2;  // the next round asks for just what is needed
@@ -111,8 +111,8 @@ class Grower {
     return false;
   }
 
-  void insert(uint64_t at, uint64_t length, uint32_t unit, LayoutKind kind, Carving& carving) {
-    map_.insert(at, length, unit, kind, carving.members());
+  void insert(uint64_t at, uint64_t length, Shape shape, Carving& carving) {
+    map_.insert(at, length, shape, carving.members());
     carving.keep();
     added_.push_back(at);
   }
@@ -121,7 +121,7 @@ class Grower {
     for (uint64_t at : added_) {
       for (const Extent& extent : map_.extents()) {
         if (extent.file_offset != at) continue;
-        uint64_t bytes = member_bytes(extent.length, extent.unit, extent.member_count);
+        uint64_t bytes = extent.member_bytes();
         for (const Member& member : map_.members(extent)) slabs_.free(member.region->id, member.offset, bytes);
         break;
       }

@@ -3,19 +3,21 @@
  * Encoded as protocol.json says (RecordHeader, ExtentHeader, ExtentMember), the same in the manager, in clients and beside regions.
  *
  * Invariants of a record (decodeRecord refuses any other): extents are sorted by file offset and do not overlap; offsets, lengths
- * and units are whole pages. What no extent covers is a hole and reads as zeros. That no piece of a region belongs to two extents
+ * and units are whole pages; every column of an extent has as many copies. What no extent covers is a hole and reads as zeros. That no piece of a region belongs to two extents
  * is for the manager to see to, who knows all records.
  * Functions here change nothing that they are given; they answer new records.
  */
 import zlib from 'node:zlib';
 import { ExtmemError } from './errors.js';
-import type { LayoutName, RegionPiece, Time } from './messages.js';
+import { LAYOUTS, type LayoutName, type RegionPiece, type Time } from './messages.js';
 import {
   ExtentHeaderBytes,
   ExtentMemberBytes,
   LayoutKind,
+  MAX_COPIES,
   MAX_LAYOUT_MEMBERS,
   MAX_RECORD_BYTES,
+  MemberFlag,
   PAGE_BYTES,
   RECORD_MAGIC,
   RECORD_VERSION,
@@ -25,19 +27,30 @@ import {
 export interface ExtentMember {
   region: number;
   offset: number;
+  /** It missed a write, or its appliance lost it: neither read nor written. */
+  missing?: true;
+  /** May differ from the other copies where its writer was writing when it died: read only when no copy without flags answers. */
+  unsynced?: true;
 }
 
-/** Byte b lives in member (b / unit) mod n, at member offset (b / unit / n) * unit + b mod unit. One member: b at b. */
+/**
+ * Byte b lives in column (b / unit) mod columns, at offset (b / unit / columns) * unit + b mod unit of each of its members.
+ * One column: b at b. The copies of column j are members j * copies up to (j + 1) * copies.
+ */
 export interface Extent {
   fileOffset: number;
   length: number;
-  unit: number; // of no meaning with one member
+  unit: number; // of no meaning with one column
+  /** Of each column; absent: one. */
+  copies?: number;
   members: ExtentMember[];
 }
 
 export interface FileRecord {
   ino: number;
   layout: LayoutName;
+  /** Of each byte, in extents that are yet to come; absent: one. */
+  copies?: number;
   stripeUnit: number;
   size: number;
   mtime: Time;
@@ -66,16 +79,17 @@ export function encodeRecord(record: FileRecord): Buffer {
   writeHeader(out, record, extents.length);
   let at = RecordHeaderBytes;
   for (const extent of extents) {
-    const single = extent.members.length === 1;
+    const single = columnsOf(extent) === 1;
     writeU64(out, extent.fileOffset, at);
     writeU64(out, extent.length, at + 8);
     out.writeUInt32LE(single ? Math.min(extent.length, LARGEST_UNIT) : extent.unit, at + 16);
-    out.writeUInt16LE(single ? LayoutKind.concat : LayoutKind.stripe, at + 20);
+    out.writeUInt8(LayoutKind[extentKind(extent)], at + 20);
+    out.writeUInt8(copiesOf(extent), at + 21);
     out.writeUInt16LE(extent.members.length, at + 22);
     at += ExtentHeaderBytes;
     for (const member of extent.members) {
       writeU64(out, member.region, at);
-      writeU64(out, member.offset, at + 8);
+      writeU64(out, member.offset + flagsOf(member), at + 8);
       at += ExtentMemberBytes;
     }
   }
@@ -104,7 +118,7 @@ export function decodeRecord(bytes: Uint8Array): FileRecord {
   if (crc32(copy) !== crc) throw invalid('its checksum is wrong');
   return {
     ino: readU64(from, 8),
-    layout: from.readUInt16LE(6) === LayoutKind.concat ? 'concat' : 'stripe',
+    ...decodeLayout(from.readUInt8(6), from.readUInt8(7)),
     size: readU64(from, 16),
     mtime: timeOf(from.readBigInt64LE(24)),
     ctime: timeOf(from.readBigInt64LE(32)),
@@ -127,18 +141,45 @@ export function recordChange(bytes: Uint8Array): number {
   return readU64(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 40);
 }
 
-/** Where byte `offset` of the file is; undefined: in a hole. */
-export function locate(record: Pick<FileRecord, 'extents'>, offset: number): ExtentMember | undefined {
+/** How many copies there are of each byte of an extent. */
+export function copiesOf(extent: Pick<Extent, 'copies'>): number {
+  return extent.copies ?? 1;
+}
+
+/** Over how many columns an extent's bytes are dealt out, unit by unit. */
+export function columnsOf(extent: Extent): number {
+  return extent.members.length / copiesOf(extent);
+}
+
+/** The copies of one column. */
+export function columnMembers(extent: Extent, column: number): ExtentMember[] {
+  const copies = copiesOf(extent);
+  return extent.members.slice(column * copies, (column + 1) * copies);
+}
+
+export function extentKind(extent: Extent): Exclude<LayoutName, 'raid10'> {
+  if (copiesOf(extent) > 1) return 'mirror';
+  return extent.members.length > 1 ? 'stripe' : 'concat';
+}
+
+/** Where byte `offset` of the file is: all copies, missing ones too, with their flags. None: in a hole. */
+export function locateCopies(record: Pick<FileRecord, 'extents'>, offset: number): ExtentMember[] {
   for (const extent of record.extents) {
     const at = offset - extent.fileOffset;
     if (at < 0 || at >= extent.length) continue;
-    const { unit, members } = extent;
-    const column = members.length === 1 ? 0 : Math.floor(at / unit) % members.length;
-    const member = members[column] as ExtentMember;
-    const within = members.length === 1 ? at : Math.floor(at / unit / members.length) * unit + (at % unit);
-    return { region: member.region, offset: member.offset + within };
+    const { unit } = extent;
+    const columns = columnsOf(extent);
+    const column = columns === 1 ? 0 : Math.floor(at / unit) % columns;
+    const within = columns === 1 ? at : Math.floor(at / unit / columns) * unit + (at % unit);
+    return columnMembers(extent, column).map((member) => ({ ...member, offset: member.offset + within }));
   }
-  return undefined;
+  return [];
+}
+
+/** Where byte `offset` of the file is read from first; undefined: in a hole, or no copy is left. */
+export function locate(record: Pick<FileRecord, 'extents'>, offset: number): ExtentMember | undefined {
+  const there = locateCopies(record, offset).filter((member) => member.missing === undefined);
+  return there.find((member) => member.unsynced === undefined) ?? there[0];
 }
 
 /** Whether two encoded records name the same pieces at the same places. */
@@ -169,7 +210,7 @@ export interface Cut {
 }
 
 /** Takes [offset, offset+length) out of the file. Both are rounded inwards to whole pages. Striped extents are cut on whole
- *  rows; rows that lose only a part become extents of one member. */
+ *  rows; rows that lose only a part become extents of one column. */
 export function cutExtents(record: FileRecord, offset: number, length: number): Cut {
   const start = Math.ceil(offset / PAGE_BYTES) * PAGE_BYTES;
   const end = Number.isFinite(length) ? Math.floor((offset + length) / PAGE_BYTES) * PAGE_BYTES : Infinity;
@@ -245,13 +286,11 @@ export function joinPieces(some: readonly RegionPiece[]): RegionPiece[] {
 }
 
 function cutExtent(extent: Extent, from: number, to: number, kept: Extent[], freed: RegionPiece[]): void {
-  const width = extent.members.length;
+  const width = columnsOf(extent);
   if (width === 1) {
-    const member = extent.members[0] as ExtentMember;
     if (from > 0) kept.push({ ...extent, length: from });
-    freed.push({ region: member.region, offset: member.offset + from, length: to - from });
-    if (to < extent.length)
-      kept.push(single(extent.fileOffset + to, extent.length - to, { region: member.region, offset: member.offset + to }));
+    for (const { region, offset } of extent.members) freed.push({ region, offset: offset + from, length: to - from });
+    if (to < extent.length) kept.push(oneColumn(extent.fileOffset + to, extent.length - to, moved(extent.members, to)));
     return;
   }
   const { unit } = extent;
@@ -272,23 +311,26 @@ function cutExtent(extent: Extent, from: number, to: number, kept: Extent[], fre
   }
   if (!isWholeLast && (afterRow - 1 > firstRow || isWholeFirst)) tearRow(extent, afterRow - 1, from, to, kept, freed);
   if (afterRow < rows) {
-    const members = extent.members.map(({ region, offset }) => ({ region, offset: offset + afterRow * unit }));
-    kept.push({ fileOffset: extent.fileOffset + afterRow * rowBytes, length: extent.length - afterRow * rowBytes, unit, members });
+    const skipped = afterRow * rowBytes;
+    const members = moved(extent.members, afterRow * unit);
+    kept.push({ ...extent, fileOffset: extent.fileOffset + skipped, length: extent.length - skipped, members });
   }
 }
 
-/** One row of a stripe loses [from, to) of the extent: what stays of its units become extents of one member each. */
+/** One row of a stripe loses [from, to) of the extent: what stays of its units become extents of one column each. */
 function tearRow(extent: Extent, row: number, from: number, to: number, kept: Extent[], freed: RegionPiece[]): void {
-  const { unit, members } = extent;
-  members.forEach(({ region, offset }, column) => {
-    const start = (row * members.length + column) * unit; // within the extent
+  const { unit } = extent;
+  const columns = columnsOf(extent);
+  for (let column = 0; column < columns; column++) {
+    const start = (row * columns + column) * unit; // within the extent
     const end = Math.min(start + unit, extent.length);
-    const at = offset + row * unit;
+    const members = moved(columnMembers(extent, column), row * unit);
     const keep = (first: number, last: number): void => {
-      if (first < last) kept.push(single(extent.fileOffset + first, last - first, { region, offset: at + first - start }));
+      if (first < last) kept.push(oneColumn(extent.fileOffset + first, last - first, moved(members, first - start)));
     };
     const free = (first: number, last: number): void => {
-      if (first < last) freed.push({ region, offset: at + first - start, length: last - first });
+      if (first >= last) return;
+      for (const { region, offset } of members) freed.push({ region, offset: offset + first - start, length: last - first });
     };
     const cutFrom = Math.min(Math.max(from, start), Math.max(end, start));
     const cutTo = Math.max(cutFrom, Math.min(to, end));
@@ -296,29 +338,32 @@ function tearRow(extent: Extent, row: number, from: number, to: number, kept: Ex
     free(cutFrom, cutTo);
     keep(cutTo, end);
     free(Math.max(start, end), start + unit); // the part of the unit beyond the extent's end
-  });
+  }
 }
 
-/** Extents of one member that go on where the last one ended, in the file and in the region, become one. */
+/** Extents of one column that go on where the last one ended, in the file and in every copy, become one. */
 function joinExtents(extents: readonly Extent[]): Extent[] {
   const out: Extent[] = [];
   for (const extent of extents) {
     const last = out.at(-1);
-    const [member] = extent.members;
-    const [before] = last?.members ?? [];
-    const goesOn =
-      last !== undefined &&
-      member !== undefined &&
-      before !== undefined &&
-      extent.members.length === 1 &&
-      last.members.length === 1 &&
-      last.fileOffset + last.length === extent.fileOffset &&
-      before.region === member.region &&
-      before.offset + last.length === member.offset;
-    if (goesOn) out[out.length - 1] = single(last.fileOffset, last.length + extent.length, before);
+    if (last !== undefined && goesOn(last, extent))
+      out[out.length - 1] = oneColumn(last.fileOffset, last.length + extent.length, last.members);
     else out.push(extent);
   }
   return out;
+}
+
+function goesOn(last: Extent, extent: Extent): boolean {
+  return (
+    columnsOf(last) === 1 &&
+    columnsOf(extent) === 1 &&
+    last.members.length === extent.members.length &&
+    last.fileOffset + last.length === extent.fileOffset &&
+    extent.members.every((member, copy) => {
+      const before = last.members[copy] as ExtentMember;
+      return before.region === member.region && before.offset + last.length === member.offset && flagsOf(before) === flagsOf(member);
+    })
+  );
 }
 
 function* overlapping(extents: readonly Extent[], extent: Extent): Generator<Extent> {
@@ -338,13 +383,25 @@ function* overlapping(extents: readonly Extent[], extent: Extent): Generator<Ext
   }
 }
 
-function single(fileOffset: number, length: number, member: ExtentMember): Extent {
-  return { fileOffset, length, unit: Math.min(length, LARGEST_UNIT), members: [member] };
+/** One column, with as many copies as there are members. */
+export function oneColumn(fileOffset: number, length: number, members: readonly ExtentMember[]): Extent {
+  const copies = members.length > 1 ? { copies: members.length } : {};
+  return { fileOffset, length, unit: Math.min(length, LARGEST_UNIT), ...copies, members: [...members] };
 }
 
-function memberBytes(extent: Extent): number {
-  const { length, unit, members } = extent;
-  return members.length === 1 ? length : Math.ceil(length / (unit * members.length)) * unit;
+/** The same members, `bytes` further into each. */
+function moved(members: readonly ExtentMember[], bytes: number): ExtentMember[] {
+  return members.map((member) => ({ ...member, offset: member.offset + bytes }));
+}
+
+/** How many bytes of each member an extent occupies. */
+export function memberBytes(extent: Extent): number {
+  const columns = columnsOf(extent);
+  return columns === 1 ? extent.length : Math.ceil(extent.length / (extent.unit * columns)) * extent.unit;
+}
+
+function flagsOf({ missing, unsynced }: ExtentMember): number {
+  return (missing === true ? MemberFlag.missing : 0) + (unsynced === true ? MemberFlag.unsynced : 0);
 }
 
 function decodeExtents(from: Buffer, count: number): Extent[] {
@@ -356,31 +413,52 @@ function decodeExtents(from: Buffer, count: number): Extent[] {
     const fileOffset = readU64(from, at);
     const length = readU64(from, at + 8);
     const unit = from.readUInt32LE(at + 16);
+    const kind = from.readUInt8(at + 20);
+    const copies = from.readUInt8(at + 21) || 1;
     const width = from.readUInt16LE(at + 22);
     at += ExtentHeaderBytes;
     if (at + width * ExtentMemberBytes > from.length) throw invalid('it ends within an extent');
     if (width < 1 || width > MAX_LAYOUT_MEMBERS) throw invalid(`an extent has ${width} members`);
+    if (copies > MAX_COPIES || width % copies !== 0) throw invalid(`an extent has ${width} members and ${copies} copies`);
     if (length < 1 || fileOffset < covered) throw invalid('its extents are empty, overlap, or are not sorted');
-    if (!isPages(fileOffset) || !isPages(length) || (width > 1 && (unit < 1 || !isPages(unit))))
+    if (!isPages(fileOffset) || !isPages(length) || (width > copies && (unit < 1 || !isPages(unit))))
       throw invalid('an extent is not made of whole pages');
     covered = fileOffset + length;
     if (!Number.isSafeInteger(covered)) throw invalid('an extent ends beyond the largest file');
     const members: ExtentMember[] = [];
     for (let column = 0; column < width; column++, at += ExtentMemberBytes) {
-      const member = { region: readU64(from, at), offset: readU64(from, at + 8) };
-      if (member.region < 1 || !isPages(member.offset)) throw invalid('a member names no piece of a region');
-      members.push(member);
+      members.push(decodeMember(readU64(from, at), readU64(from, at + 8)));
     }
-    extents.push({ fileOffset, length, unit, members });
+    const extent = { fileOffset, length, unit, ...(copies > 1 ? { copies } : {}), members };
+    if (LayoutKind[extentKind(extent)] !== kind) throw invalid(`an extent of kind ${kind} has ${width} members and ${copies} copies`);
+    extents.push(extent);
   }
   if (at !== from.length) throw invalid(`${from.length - at} bytes follow its last extent`);
   return extents;
 }
 
+function decodeMember(region: number, flagged: number): ExtentMember {
+  const flags = flagged % PAGE_BYTES;
+  if (region < 1 || flags > (MemberFlag.missing | MemberFlag.unsynced)) throw invalid('a member names no piece of a region');
+  return {
+    region,
+    offset: flagged - flags,
+    ...(flags & MemberFlag.missing ? { missing: true } : {}),
+    ...(flags & MemberFlag.unsynced ? { unsynced: true } : {}),
+  };
+}
+
+function decodeLayout(kind: number, copies: number): Pick<FileRecord, 'layout' | 'copies'> {
+  const layout = LAYOUTS.find((name) => LayoutKind[name] === kind);
+  if (layout === undefined || copies > MAX_COPIES) throw invalid(`its layout is ${kind} with ${copies} copies`);
+  return { layout, ...(copies > 1 ? { copies } : {}) };
+}
+
 function writeHeader(out: Buffer, header: Omit<FileRecord, 'extents'>, extentCount: number): void {
   out.writeUInt32LE(RECORD_MAGIC, 0);
   out.writeUInt16LE(RECORD_VERSION, 4);
-  out.writeUInt16LE(header.layout === 'concat' ? LayoutKind.concat : LayoutKind.stripe, 6);
+  out.writeUInt8(LayoutKind[header.layout], 6);
+  out.writeUInt8(header.copies ?? 1, 7);
   writeU64(out, header.ino, 8);
   writeU64(out, header.size, 16);
   out.writeBigInt64LE(nanoseconds(header.mtime), 24);

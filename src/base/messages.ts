@@ -129,7 +129,8 @@ export const Lock = Type.Object({
 });
 export type Lock = Static<typeof Lock>;
 
-export const LayoutName = Type.Union([Type.Literal('concat'), Type.Literal('stripe')]);
+export const LAYOUTS = ['concat', 'stripe', 'mirror', 'raid10'] as const;
+export const LayoutName = Type.Union(LAYOUTS.map((name) => Type.Literal(name)));
 export type LayoutName = Static<typeof LayoutName>;
 
 /** What an fsync promises: in the appliances' memory, or in their backing stores. */

@@ -16,8 +16,10 @@ export const STRIPE_UNIT_BYTES = 2097152;
 export const MAX_IO_BYTES = 1048576;
 /** Largest file record an appliance keeps beside a region. */
 export const MAX_RECORD_BYTES = 4194304;
-/** Most members (stripe columns) of one extent. */
+/** Most members (columns times copies) of one extent. */
 export const MAX_LAYOUT_MEMBERS = 64;
+/** Most copies of one column. */
+export const MAX_COPIES = 4;
 /** Handshake nonce. */
 export const NONCE_BYTES = 32;
 /** HMAC-SHA-256 output. */
@@ -77,12 +79,21 @@ export const Status = {
 } as const;
 export type Status = (typeof Status)[keyof typeof Status];
 
-/** Logical relationship between the members of an extent. */
+/** How a file's bytes are laid over appliances. Extents are concat, stripe or mirror: those of raid10 are mirrors of several columns. */
 export const LayoutKind = {
   concat: 1,
   stripe: 2,
+  mirror: 3,
+  raid10: 4,
 } as const;
 export type LayoutKind = (typeof LayoutKind)[keyof typeof LayoutKind];
+
+/** Bits of an extent member's offset. */
+export const MemberFlag = {
+  missing: 1,
+  unsynced: 2,
+} as const;
+export type MemberFlag = (typeof MemberFlag)[keyof typeof MemberFlag];
 
 /** Bits of a region capability. */
 export const Right = {
@@ -280,11 +291,12 @@ export function decodeCapability(view: DataView, at: number): Capability {
   };
 }
 
-/** A file's record: kept by the manager and beside the file's first region. Extents follow, sorted by file offset. crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch. */
+/** A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get (0 reads as 1). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch. */
 export interface RecordHeader {
   magic: number;
   version: number;
   layout: number;
+  copies: number;
   ino: bigint;
   size: bigint;
   mtimeNs: bigint;
@@ -299,7 +311,8 @@ export const RecordHeaderBytes = 64;
 export function encodeRecordHeader(view: DataView, at: number, value: RecordHeader): void {
   view.setUint32(at + 0, value.magic, true);
   view.setUint16(at + 4, value.version, true);
-  view.setUint16(at + 6, value.layout, true);
+  view.setUint8(at + 6, value.layout);
+  view.setUint8(at + 7, value.copies);
   view.setBigUint64(at + 8, value.ino, true);
   view.setBigUint64(at + 16, value.size, true);
   view.setBigUint64(at + 24, value.mtimeNs, true);
@@ -314,7 +327,8 @@ export function decodeRecordHeader(view: DataView, at: number): RecordHeader {
   return {
     magic: view.getUint32(at + 0, true),
     version: view.getUint16(at + 4, true),
-    layout: view.getUint16(at + 6, true),
+    layout: view.getUint8(at + 6),
+    copies: view.getUint8(at + 7),
     ino: view.getBigUint64(at + 8, true),
     size: view.getBigUint64(at + 16, true),
     mtimeNs: view.getBigUint64(at + 24, true),
@@ -327,12 +341,13 @@ export function decodeRecordHeader(view: DataView, at: number): RecordHeader {
   };
 }
 
-/** One extent; member_count ExtentMembers follow. Byte b of the extent lives in member (b / unit) mod member_count, at member offset (b / unit / member_count) * unit + b mod unit. One member: unit is the length. */
+/** One extent; member_count ExtentMembers follow: copies (0 reads as 1) of each column, those of one column beside each other. Byte b of the extent lives in column (b / unit) mod columns, at offset (b / unit / columns) * unit + b mod unit of each of its members. One column: b at b, and unit is the length. */
 export interface ExtentHeader {
   fileOffset: bigint;
   length: bigint;
   unit: number;
   kind: number;
+  copies: number;
   memberCount: number;
 }
 export const ExtentHeaderBytes = 24;
@@ -340,7 +355,8 @@ export function encodeExtentHeader(view: DataView, at: number, value: ExtentHead
   view.setBigUint64(at + 0, value.fileOffset, true);
   view.setBigUint64(at + 8, value.length, true);
   view.setUint32(at + 16, value.unit, true);
-  view.setUint16(at + 20, value.kind, true);
+  view.setUint8(at + 20, value.kind);
+  view.setUint8(at + 21, value.copies);
   view.setUint16(at + 22, value.memberCount, true);
 }
 export function decodeExtentHeader(view: DataView, at: number): ExtentHeader {
@@ -348,12 +364,13 @@ export function decodeExtentHeader(view: DataView, at: number): ExtentHeader {
     fileOffset: view.getBigUint64(at + 0, true),
     length: view.getBigUint64(at + 8, true),
     unit: view.getUint32(at + 16, true),
-    kind: view.getUint16(at + 20, true),
+    kind: view.getUint8(at + 20),
+    copies: view.getUint8(at + 21),
     memberCount: view.getUint16(at + 22, true),
   };
 }
 
-/** A piece of a region: length / member_count bytes (rounded up to units) from offset on. */
+/** A piece of a region: length / columns bytes (rounded up to units) from offset on, which is a multiple of 4096; its low bits are the member's flags. Bit 0, missing: it missed a write, or its appliance lost it; it is neither read nor written. Bit 1, unsynced: where its writer was writing when it died, it may differ from the other copies; it is read only when no member without flags answers. */
 export interface ExtentMember {
   region: bigint;
   offset: bigint;

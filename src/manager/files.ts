@@ -11,6 +11,8 @@ import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import {
   allocatedBytes,
+  columnsOf,
+  copiesOf,
   cutExtents,
   decodeRecord,
   encodeRecord,
@@ -253,7 +255,7 @@ function differing(before: readonly Extent[], after: readonly Extent[]): { older
 
 function isSameExtent(one: Extent, other: Extent): boolean {
   if (one.fileOffset !== other.fileOffset || one.length !== other.length || one.members.length !== other.members.length) return false;
-  if (one.members.length > 1 && one.unit !== other.unit) return false;
+  if (copiesOf(one) !== copiesOf(other) || (columnsOf(one) > 1 && one.unit !== other.unit)) return false;
   return one.members.every(
     (member, index) => member.region === other.members[index]?.region && member.offset === other.members[index]?.offset,
   );

@@ -2,20 +2,23 @@
 import { describe, expect, test } from '@jest/globals';
 import {
   allocatedBytes,
+  crc32,
   cutExtents,
   decodeRecord,
   encodeRecord,
   joinPieces,
   locate,
+  locateCopies,
   mergeExtents,
   pieces,
   restampRecord,
   sameExtents,
   subtractPieces,
   type Extent,
+  type ExtentMember,
   type FileRecord,
 } from '../../../src/base/file_record.js';
-import { PAGE_BYTES } from '../../../src/base/protocol.js';
+import { ExtentHeaderBytes, PAGE_BYTES, RecordHeaderBytes } from '../../../src/base/protocol.js';
 import type { RegionPiece } from '../../../src/base/messages.js';
 
 const seed = Number(process.env['EXTMEM_SEED'] ?? Date.now() % 2 ** 31);
@@ -54,12 +57,31 @@ function randomExtents(random: (below: number) => number, regionFrom: number): E
     page += random(5);
     const pages = 1 + random(30);
     const width = 1 + random(4);
+    const copies = 1 + random(3);
     const unit = (1 + random(3)) * PAGE_BYTES;
-    const members = Array.from({ length: width }, () => ({ region: region++, offset: random(4) * PAGE_BYTES }));
-    extents.push({ fileOffset: page * PAGE_BYTES, length: pages * PAGE_BYTES, unit: width === 1 ? pages * PAGE_BYTES : unit, members });
+    const members = Array.from({ length: width * copies }, (_, index): ExtentMember => {
+      const flags = index % copies === 0 ? 0 : random(4); // one copy of each column is left
+      return {
+        region: region++,
+        offset: random(4) * PAGE_BYTES,
+        ...(flags & 1 ? { missing: true } : {}),
+        ...(flags & 2 ? { unsynced: true } : {}),
+      };
+    });
+    extents.push({
+      fileOffset: page * PAGE_BYTES,
+      length: pages * PAGE_BYTES,
+      unit: width === 1 ? pages * PAGE_BYTES : unit,
+      ...(copies > 1 ? { copies } : {}),
+      members,
+    });
     page += pages;
   }
   return extents;
+}
+
+function flagsOf({ missing, unsynced }: ExtentMember): string {
+  return `${missing === true ? 'missing ' : ''}${unsynced === true ? 'unsynced' : ''}`;
 }
 
 type PageMap = Map<number, string>;
@@ -68,8 +90,8 @@ function pageMap(record: Pick<FileRecord, 'extents'>): PageMap {
   const map: PageMap = new Map();
   for (const { fileOffset, length } of record.extents) {
     for (let at = fileOffset; at < fileOffset + length; at += PAGE_BYTES) {
-      const place = locate(record, at);
-      map.set(at / PAGE_BYTES, place === undefined ? 'hole' : `${place.region}:${place.offset}`);
+      const copies = locateCopies(record, at);
+      map.set(at / PAGE_BYTES, copies.map((copy) => `${copy.region}:${copy.offset} ${flagsOf(copy)}`).join(', '));
     }
   }
   return map;
@@ -125,6 +147,42 @@ describe('encoding', () => {
     ];
     for (const extents of wrong)
       expect(() => decodeRecord(encodeRecord(emptyRecord(extents)))).toThrow(expect.objectContaining({ code: 'EINVAL' }));
+  });
+
+  test('a layout has as many copies as it says', () => {
+    for (const layout of ['concat', 'stripe', 'mirror', 'raid10'] as const)
+      for (const copies of [undefined, 2, 4]) {
+        const record = { ...emptyRecord(), layout, ...(copies === undefined ? {} : { copies }) };
+        expect(decodeRecord(encodeRecord(record))).toEqual(record);
+      }
+  });
+
+  test('copies that do not come out even, unknown flags and a wrong kind are refused', () => {
+    const members = [1, 2, 3].map((region) => ({ region, offset: 4096 }));
+    const sound = encodeRecord(emptyRecord([{ fileOffset: 0, length: 8192, unit: 4096, copies: 3, members }]));
+    const first = RecordHeaderBytes;
+    const spoilt: [number, number][] = [
+      [first + 21, 2], // copies of three members
+      [first + 21, 5], // more than there may be
+      [first + 20, 2], // a stripe
+      [first + ExtentHeaderBytes + 8, 4], // a flag that is none
+    ];
+    for (const [at, value] of spoilt) {
+      const broken = Buffer.from(sound);
+      broken[at] = value;
+      broken.writeUInt32LE(0, 56);
+      broken.writeUInt32LE(crc32(broken), 56);
+      expect(() => decodeRecord(broken)).toThrow(expect.objectContaining({ code: 'EINVAL' }));
+    }
+    expect(decodeRecord(sound).extents[0]?.copies).toBe(3);
+  });
+
+  test('a byte is read from a sound copy, from an unsynced one when there is no other, and from a missing one never', () => {
+    const at = (...members: ExtentMember[]): ExtentMember | undefined =>
+      locate({ extents: [{ fileOffset: 0, length: 8192, unit: 8192, copies: members.length, members }] }, 4096);
+    expect(at({ region: 1, offset: 0, unsynced: true }, { region: 2, offset: 0 })).toMatchObject({ region: 2, offset: 4096 });
+    expect(at({ region: 1, offset: 0, unsynced: true }, { region: 2, offset: 0, missing: true })).toMatchObject({ region: 1 });
+    expect(at({ region: 1, offset: 0, missing: true }, { region: 2, offset: 0, missing: true })).toBeUndefined();
   });
 
   test('another header over the same extents', () => {
