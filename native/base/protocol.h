@@ -114,6 +114,14 @@ enum class LayoutKind : uint8_t {
   raid10 = 4,
 };
 
+/// What the copies of a byte must not share. widest: as far apart as the pool can when an extent is made.
+enum class Across : uint8_t {
+  widest = 0,
+  appliance = 1,
+  host = 2,
+  rack = 3,
+};
+
 /// Bits of an extent member's offset.
 enum class MemberFlag : uint8_t {
   missing = 1,
@@ -208,7 +216,7 @@ struct Capability {
 };
 static_assert(sizeof(Capability) == 56 && std::is_trivially_copyable_v<Capability>);
 
-/// A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get (0 reads as 1). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch.
+/// A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get, in the lower four bits (0 reads as 1); in the upper ones, what these must not share (Across). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch.
 struct RecordHeader {
   uint32_t magic;
   uint16_t version;

@@ -51,6 +51,8 @@ const char* kind_name(ControlCall::Kind kind) {
       return "giveUpEnd";
     case ControlCall::Kind::drop_privileges:
       return "dropPrivileges";
+    case ControlCall::Kind::drop_copies:
+      return "dropCopies";
   }
   return "";
 }
@@ -169,8 +171,8 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
       calls_.emplace(id, &call);
     }
     // A copy: should everything be shut down meanwhile, the call is answered and its frame gone before the job runs.
-    Question question{call.kind,       call.node,    call.offset,      call.bytes, call.mtime_ns,
-                      call.lock_owner, call.closing, call.holds_pages, call.record};
+    Question question{call.kind,       call.node,    call.offset,      call.bytes,  call.mtime_ns,
+                      call.lock_owner, call.closing, call.holds_pages, call.record, call.places};
     main_thread_.run([this, id, question](Napi::Env env) { up_question(env, id, question); });
   }
 
@@ -225,6 +227,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     uint64_t node, offset, bytes, mtime_ns, lock_owner;
     bool closing, holds_pages;
     std::vector<uint8_t> record;
+    std::vector<ControlCall::Place> places;
   };
 
   Napi::Object upcall(Napi::Env env, const char* kind) {
@@ -252,6 +255,14 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     call.Set("mtimeNsec", from_u64(env, question.mtime_ns % 1'000'000'000));
     call.Set("holdsPages", Napi::Boolean::New(env, question.holds_pages));
     call.Set("record", from_bytes(env, question.record));
+    Napi::Array places = Napi::Array::New(env, question.places.size());
+    for (uint32_t index = 0; index < question.places.size(); ++index) {
+      Napi::Object place = Napi::Object::New(env);
+      place.Set("region", from_u64(env, question.places[index].region));
+      place.Set("offset", from_u64(env, question.places[index].offset));
+      places.Set(index, place);
+    }
+    call.Set("places", places);
     char owner[24] = "";
     if (question.closing) std::snprintf(owner, sizeof owner, "%016lx", question.lock_owner);
     call.Set("owner", Napi::String::New(env, owner));
@@ -383,7 +394,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
         .directory()
         .put_appliance(string_of(object, "id"), string_of(object, "hostId"), string_of(object, "address"),
                        static_cast<uint16_t>(u64_of(object, "port")), string_of(object, "linkName"),
-                       u64_of(object, "incarnation"), object.Get("verbs").ToBoolean(), more);
+                       u64_of(object, "incarnation"), object.Get("verbs").ToBoolean(), more, string_of(object, "rack"));
   }
 
   void put_region(const Napi::CallbackInfo& info) {

@@ -69,38 +69,44 @@ bool apply_record(PageCache& cache, File& file, std::span<const uint8_t> record,
   return true;
 }
 
-/// Whoever gets it may have the pieces that it names until a newer one is with the manager.
-std::vector<uint8_t> encode_locked(File& file) {
-  file.surplus.known = std::max(file.surplus.known, file.extents.end());
-  extent::FileAttributes attributes = file.attributes;
-  attributes.ino = file.node;
-  attributes.size = file.size.load();
-  return extent::encode_record(attributes, file.extents);
-}
+/// The record on its way to every copy of the file's first piece.
+struct Beside {
+  std::vector<uint8_t> record;
+  iovec segment{};
+  std::array<fabric::Operation, protocol::kMaxCopies> operations{};
+  unsigned count = 0;
 
-/// The record, to the appliance of the file's first extent. The operation's memory is the caller's.
-bool plan_put_record(File& file, std::vector<uint8_t>& record, iovec& segment, fabric::Operation& operation) {
+  bool kept() const {
+    const auto sent = std::span(operations).first(count);
+    return count > 0 && std::ranges::all_of(sent, [](auto& one) { return one.status == fabric::Status::ok; });
+  }
+};
+
+void plan_put_record(File& file, Beside& beside) {
   file.lock.lock();
-  record = encode_locked(file);
-  fabric::Region* region =
-      file.extents.extents().empty() ? nullptr : file.extents.members(file.extents.extents().front()).front().region;
+  beside.record = encode_record_locked(file);
+  const auto extents = file.extents.extents();
+  const auto piece = extents.empty() ? extent::Piece{} : file.extents.resolve(extents.front().file_offset, 1);
   file.lock.unlock();
-  if (region == nullptr || record.size() > protocol::kMaxRecordBytes) return false;
-  segment = {record.data(), record.size()};
-  operation.op = fabric::Op::put_record;
-  operation.region = region;
-  operation.operand = file.node;
-  operation.segments = &segment;
-  operation.segment_count = 1;
-  operation.bytes = static_cast<uint32_t>(record.size());
-  return true;
+  if (beside.record.size() > protocol::kMaxRecordBytes) return;
+  beside.segment = {beside.record.data(), beside.record.size()};
+  for (const extent::Member& copy : piece.all()) {
+    if (copy.missing) continue;
+    fabric::Operation& operation = beside.operations[beside.count++];
+    operation.op = fabric::Op::put_record;
+    operation.region = copy.region;
+    operation.operand = file.node;
+    operation.segments = &beside.segment;
+    operation.segment_count = 1;
+    operation.bytes = static_cast<uint32_t>(beside.record.size());
+  }
 }
 
 /// Zeroes [offset, end), which lies within one page; nothing when it is empty or a hole.
 Task<int> zero_edge(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint64_t end) {
   if (offset >= end) co_return 0;
   auto bytes = static_cast<uint32_t>(end - offset);
-  if (file.mode.load() == Delegation::shared) co_return co_await zero_through(lane, file, offset, bytes);
+  if (file.mode.load() == Delegation::shared) co_return co_await zero_through(cache, lane, file, offset, bytes);
   co_return co_await zero_in_page(cache, lane, file, offset, bytes);
 }
 
@@ -127,11 +133,33 @@ int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<con
   return sound ? 0 : EINVAL;
 }
 
+std::vector<uint8_t> encode_record_locked(File& file) {
+  file.surplus.known = std::max(file.surplus.known, file.extents.end());
+  extent::FileAttributes attributes = file.attributes;
+  attributes.ino = file.node;
+  attributes.size = file.size.load();
+  return extent::encode_record(attributes, file.extents);
+}
+
 std::vector<uint8_t> record_of(File& file) {
   file.lock.lock();
-  auto record = encode_locked(file);
+  auto record = encode_record_locked(file);
   file.lock.unlock();
   return record;
+}
+
+void adopt_marks(PageCache& cache, File& file, std::span<const uint8_t> record) {
+  extent::FileAttributes attributes;
+  extent::ExtentMap extents;
+  if (!extent::decode_record(record, cache.directory(), attributes, extents)) return;
+  file.lock.lock();
+  if (attributes.epoch >= file.attributes.epoch) {
+    file.extents.adopt_marks(extents);
+    file.attributes.epoch = attributes.epoch;
+    // Newer than the manager's, whatever was written meanwhile: else a record that has it would count as known.
+    file.attributes.change = std::max(file.attributes.change, attributes.change) + 1;
+  }
+  file.lock.unlock();
 }
 
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner) {
@@ -152,15 +180,12 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
   call.node = file.node;
   call.closing = closing;
   call.lock_owner = owner;
-  std::vector<uint8_t> record;
-  iovec segment{};
-  fabric::Operation operation;
+  Beside beside;
   fabric::Batch batch(lane.fabric);
-  bool beside = false;
   if (changed) {
-    beside = plan_put_record(file, record, segment, operation);
-    call.record = record;
-    if (beside) batch.submit(operation);
+    plan_put_record(file, beside);
+    call.record = beside.record;
+    for (unsigned index = 0; index < beside.count; ++index) batch.submit(beside.operations[index]);
   }
   int error = co_await call;
   co_await batch;
@@ -169,8 +194,7 @@ Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint
     file.committed_change = std::max(file.committed_change, change);
     file.lock.unlock();
   }
-  bool kept_beside = beside && operation.status == fabric::Status::ok;
-  if (error == ENOTCONN && kept_beside) co_return unwritten;
+  if (error == ENOTCONN && beside.kept()) co_return unwritten;
   co_return error == 0 ? unwritten : EIO;
 }
 

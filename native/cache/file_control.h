@@ -17,9 +17,14 @@ int install_file(PageCache& cache, uint64_t node, Delegation mode, std::span<con
 void set_record_locked(File& file, const extent::FileAttributes& attributes, extent::ExtentMap extents);
 
 std::vector<uint8_t> record_of(File& file);
+/// The lock is held. Whoever gets it may have the pieces that it names until a newer one is with the manager.
+std::vector<uint8_t> encode_record_locked(File& file);
 
-/// fsync, and close after writes: data at the appliances, the record beside the first region and with the manager; with
-/// the manager dead (ENOTCONN) the one beside the region must do. 0 or EIO. owner: lock owner at close.
+/// The manager's record says which copies count; all else that is newer here stays.
+void adopt_marks(PageCache& cache, File& file, std::span<const uint8_t> record);
+
+/// fsync, and close after writes: data at the appliances, the record beside the first piece and with the manager; with
+/// the manager dead (ENOTCONN) the one beside every copy of the piece must do. 0 or EIO. owner: lock owner at close.
 Task<int> sync_file(PageCache& cache, Lane& lane, File& file, bool closing, uint64_t owner);
 
 /// Before the manager frees a range: the file's writers finish, nobody becomes one, and nothing in the range is filled

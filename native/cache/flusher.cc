@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "cache/copies.h"
 #include "cache/renewal.h"
 
 namespace extmem::cache {
@@ -18,9 +19,8 @@ constexpr uint64_t kThrottlePatienceNs = 4'000'000'000;
 /// Before it is looked again whether there is something to send: the reactor has other work meanwhile.
 constexpr uint64_t kNothingToSendNs = 1'000'000;
 
-/// Adjacent pages of one region on their way out.
+/// Adjacent pages of one piece on their way out.
 struct Run {
-  fabric::Operation operation;
   uint32_t first = 0;
   uint32_t count = 0;
   std::array<uint32_t, kRunPages> frames;
@@ -30,6 +30,7 @@ struct Run {
 /// Some 50 KiB, so not in the coroutine's frame; each thread keeps a few.
 struct Round {
   std::array<Run, kRunsPerRound> runs;
+  std::array<PieceWrite, kRunsPerRound> writes;  // of the run at the same place
 };
 class RoundPool {
  public:
@@ -59,16 +60,24 @@ struct Pass {
   uint32_t sent = 0;  // runs
 };
 
+/// Whether it can be written to at least one copy, as far as is known.
+bool is_reachable_locked(PageCache& cache, const File& file, uint32_t page, uint32_t frame) {
+  auto& appliance = cache.directory().appliance(cache.frames()[frame].appliance);
+  if (appliance.state.load() != fabric::PeerState::down) return true;
+  const auto piece = file.extents.resolve(page * kPageBytes, kPageBytes);
+  return piece.copy_count > 1 && !standing_of(piece).down;
+}
+
 /// The next run of dirty pages from `page` on; 0 pages when there is none. `page` moves behind what was looked at.
-void collect_run_locked(PageCache& cache, File& file, uint32_t& page, Which which, Run& run, Pass& pass) {
+void collect_run_locked(PageCache& cache, File& file, uint32_t& page, Which which, Run& run, PieceWrite& write,
+                        Pass& pass) {
   run.count = 0;
   while ((page = file.next_dirty(page)) != UINT32_MAX) {
     uint32_t frame = file.frame_at(page);
     pass.redirtied |= cache.frames()[frame].state == PageState::redirtied;
     bool ready = cache.frames()[frame].state == PageState::dirty &&
                  !file.cut.overlaps(page * kPageBytes, (uint64_t{page} + 1) * kPageBytes);
-    auto& appliance = cache.directory().appliance(cache.frames()[frame].appliance);
-    if (ready && (which == Which::all || appliance.state.load() != fabric::PeerState::down)) break;
+    if (ready && (which == Which::all || is_reachable_locked(cache, file, page, frame))) break;
     ++page;
   }
   if (page == UINT32_MAX) return;
@@ -91,13 +100,9 @@ void collect_run_locked(PageCache& cache, File& file, uint32_t& page, Which whic
     run.segments[run.count++] = {cache.frames().data(frame), kPageBytes};
     ++page;
   }
-  run.operation = {};
-  run.operation.op = fabric::Op::write;
-  run.operation.region = piece.copies[0].region;
-  run.operation.offset = piece.copies[0].offset;
-  run.operation.segments = run.segments.data();
-  run.operation.segment_count = run.count;
-  run.operation.bytes = static_cast<uint32_t>(run.count * kPageBytes);
+  write.piece = piece;
+  write.file_offset = run.first * kPageBytes;
+  write.bytes = static_cast<uint32_t>(run.count * kPageBytes);
 }
 
 /// What its appliance no longer has can never be written: to keep such pages would take their place from others for
@@ -137,20 +142,24 @@ Task<Pass> flush_pass(PageCache& cache, Lane& lane, File& file, Which which, uin
     uint32_t count = 0;
     file.lock.lock();
     while (count < kRunsPerRound && cursor != UINT32_MAX) {
-      collect_run_locked(cache, file, cursor, which, round->runs[count], pass);
+      collect_run_locked(cache, file, cursor, which, round->runs[count], round->writes[count], pass);
       if (round->runs[count].count > 0) ++count;
     }
     file.lock.unlock();
     if (count == 0) break;
     pass.sent += count;
     fabric::Batch batch(lane.fabric);
-    for (uint32_t index = 0; index < count; ++index) batch.submit(round->runs[index].operation);
+    for (uint32_t index = 0; index < count; ++index) {
+      Run& run = round->runs[index];
+      submit_write(batch, round->writes[index], std::span(run.segments).first(run.count));
+    }
     co_await batch;
+    co_await settle_writes(cache, lane, file, std::span(round->writes).first(count));
     bool is_news = false;
     file.lock.lock();
     for (uint32_t index = 0; index < count; ++index) {
       Run& run = round->runs[index];
-      PageCache::WriteBack outcome = outcome_of(run.operation.status);
+      PageCache::WriteBack outcome = outcome_of(round->writes[index].status);
       bool failed = outcome != PageCache::WriteBack::done;
       if (failed) pass.error = EIO;
       if (failed) lane.counters.add(lane.counters.failed_pages, run.count);
@@ -212,7 +221,8 @@ namespace {
 struct RangeAppliances {
   std::array<fabric::Appliance*, 4> list{};
   uint32_t count = 0;
-  bool lost = false;  ///< part of the range is gone for good
+  bool lost = false;      ///< part of the range is gone for good
+  bool redundant = true;  ///< every part has a copy elsewhere: whoever is away is soon dropped, or answers
 };
 
 RangeAppliances appliances_of(File& file, uint64_t offset, uint32_t bytes) {
@@ -222,11 +232,13 @@ RangeAppliances appliances_of(File& file, uint64_t offset, uint32_t bytes) {
     auto piece = file.extents.resolve(at, offset + bytes - at);
     at += piece.length;
     if (piece.is_hole()) continue;
-    found.lost |= piece.copies[0].region->state.load() == fabric::RegionState::lost;
+    const Standing standing = standing_of(piece);
+    found.lost |= standing.lost;
+    found.redundant &= piece.copy_count > 1 && !standing.down;
+    fabric::Appliance* home = home_of(piece).appliance;
     auto end = found.list.begin() + found.count;
-    if (found.count < found.list.size() &&
-        std::find(found.list.begin(), end, piece.copies[0].region->appliance) == end) {
-      found.list[found.count++] = piece.copies[0].region->appliance;
+    if (found.count < found.list.size() && std::find(found.list.begin(), end, home) == end) {
+      found.list[found.count++] = home;
     }
   }
   file.lock.unlock();
@@ -257,7 +269,7 @@ Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, ui
       fabric::Appliance& appliance = *appliances.list[index];
       if (!is_full(appliance.dirty_bytes.load(), bytes, cache.options().appliance_dirty_bytes)) continue;
       auto state = appliance.state.load();
-      if (state == fabric::PeerState::down) co_return EIO;
+      if (state == fabric::PeerState::down && !appliances.redundant) co_return EIO;
       silent |= state != fabric::PeerState::up;
       own_share = true;
     }
@@ -265,7 +277,7 @@ Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, ui
     if (!counted) lane.counters.add(lane.counters.throttled);
     counted = true;
     // One that answers is only slow, or others are faster than this writer.
-    if (monotonic_ns() - started > kThrottlePatienceNs) co_return silent ? EIO : 0;
+    if (monotonic_ns() - started > kThrottlePatienceNs) co_return silent && !appliances.redundant ? EIO : 0;
     if (file.dirty_pages.load() > 0) {
       file.lock.lock();
       retry_failed_locked(cache, file);

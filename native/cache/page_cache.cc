@@ -177,7 +177,7 @@ bool PageCache::end_writing_locked(File& file, uint32_t page, uint32_t sent_fram
   return is_news;
 }
 
-void PageCache::dirty_locked(File& file, uint32_t page, uint32_t frame, const fabric::Region* region) {
+void PageCache::dirty_locked(File& file, uint32_t page, uint32_t frame, const fabric::Region& region) {
   Frame& meta = frames_[frame];
   meta.flags.fetch_and(static_cast<uint8_t>(~Frame::kReported));  // other content
   if (meta.state == PageState::dirty || meta.state == PageState::redirtied) return;
@@ -185,7 +185,7 @@ void PageCache::dirty_locked(File& file, uint32_t page, uint32_t frame, const fa
   if (meta.state == PageState::clean) frames_.unlist(frame);
   set_state_locked(file, page, frame, PageState::dirty);
   if (was_failed) return;  // counted already
-  meta.appliance = static_cast<uint16_t>(region->appliance->index);
+  meta.appliance = static_cast<uint16_t>(region.appliance->index);
   count_dirty_locked(file, page, meta);
 }
 

@@ -28,7 +28,7 @@ inline constexpr uint32_t kRequestPages = protocol::kMaxIoBytes / protocol::kPag
 struct LaneCounters {
   std::atomic<uint64_t> hits{0}, misses{0}, fills{0}, read_ahead{0}, ahead_used{0}, ahead_wasted{0}, evictions{0},
       writebacks{0}, written_back_pages{0}, failed_pages{0}, throttled{0}, direct_reads{0}, direct_writes{0},
-      shared_reads{0}, shared_writes{0};
+      shared_reads{0}, shared_writes{0}, copies_retried{0}, copies_dropped{0};
   static void add(std::atomic<uint64_t>& counter, uint64_t amount = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
   }
@@ -96,7 +96,7 @@ class PageCache {
   /// Takes a page out of the cache; it must not be filling or being written.
   void drop_locked(File& file, uint32_t page, uint32_t frame);
   /// A page becomes dirty for that appliance, whatever it was (not while filling).
-  void dirty_locked(File& file, uint32_t page, uint32_t frame, const fabric::Region* region);
+  void dirty_locked(File& file, uint32_t page, uint32_t frame, const fabric::Region& region);
   /// Counts a page that became redirtied (its state is set already).
   void redirtied_locked(File& file, uint32_t page, uint32_t frame);
   /// A dirty page is handed to write-back / comes back from it. The frame that was sent may have been replaced

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "cache/copies.h"
 
 namespace extmem::cache {
 
@@ -44,18 +45,18 @@ void claim_pages_locked(PageCache& cache, File& file, uint32_t first, uint32_t c
   }
 }
 
-/// One operation for as many of the plan's pages from `at` on as lie together in one region. Returns how many pages;
-/// operation.region stays null for a hole, whose frames are zeroed here.
-uint32_t plan_operation(PageCache& cache, File& file, const FillPlan& plan, uint32_t at, fabric::Operation& operation,
-                        iovec* segments) {
+/// One read for as many of the plan's pages from `at` on as lie together in one piece. Returns how many pages; the
+/// frames of a hole are zeroed here.
+uint32_t plan_read(PageCache& cache, File& file, const FillPlan& plan, uint32_t at, PieceRead& read, iovec* segments) {
   uint32_t run = 1;
   while (at + run < plan.page_count && plan.pages[at + run] == plan.pages[at] + run && run < kRequestPages - 1) ++run;
   file.lock.lock();
-  auto piece = file.extents.resolve(plan.pages[at] * kPageBytes, run * kPageBytes);
+  read.piece = file.extents.resolve(plan.pages[at] * kPageBytes, run * kPageBytes);
   file.lock.unlock();
-  run = std::min<uint32_t>(run, std::max<uint64_t>(piece.length / kPageBytes, 1));
+  read.file_offset = plan.pages[at] * kPageBytes;
+  run = std::min<uint32_t>(run, std::max<uint64_t>(read.piece.length / kPageBytes, 1));
   trace::mark(trace::Point::extent_resolve, plan.pages[at] * kPageBytes);
-  if (piece.is_hole()) {
+  if (read.piece.is_hole()) {
     for (uint32_t index = 0; index < run; ++index)
       std::memset(cache.frames().data(plan.frames[at + index]), 0, kPageBytes);
     return run;
@@ -63,12 +64,9 @@ uint32_t plan_operation(PageCache& cache, File& file, const FillPlan& plan, uint
   for (uint32_t index = 0; index < run; ++index) {
     segments[index] = {cache.frames().data(plan.frames[at + index]), kPageBytes};
   }
-  operation.op = fabric::Op::read;
-  operation.region = piece.copies[0].region;
-  operation.offset = piece.copies[0].offset;
-  operation.segments = segments;
-  operation.segment_count = run;
-  operation.bytes = static_cast<uint32_t>(run * kPageBytes);
+  read.operation.segments = segments;
+  read.operation.segment_count = run;
+  read.operation.bytes = static_cast<uint32_t>(run * kPageBytes);
   return run;
 }
 
@@ -117,21 +115,18 @@ Task<int> run_fill(PageCache& cache, Lane& lane, File& file, FillPlan& plan) {
   int error = 0;
   std::array<iovec, kRequestPages> segments;
   for (uint32_t at = 0; at < plan.page_count;) {
-    std::array<fabric::Operation, kOperationsPerRound> operations{};
+    std::array<PieceRead, kOperationsPerRound> reads{};
     std::array<uint32_t, kOperationsPerRound> starts;
     std::array<uint32_t, kOperationsPerRound> runs;
     uint32_t round = 0;
-    fabric::Batch batch(lane.fabric);
     for (; round < kOperationsPerRound && at < plan.page_count; ++round) {
       starts[round] = at;
-      runs[round] = plan_operation(cache, file, plan, at, operations[round], &segments[at]);
+      runs[round] = plan_read(cache, file, plan, at, reads[round], &segments[at]);
       at += runs[round];
-      if (operations[round].region != nullptr) batch.submit(operations[round]);
     }
-    co_await batch;
+    if (int failed = co_await read_pieces(lane, std::span(reads).first(round)); failed != 0) error = failed;
     for (uint32_t index = 0; index < round; ++index) {
-      if (operations[index].region == nullptr || operations[index].status == fabric::Status::ok) continue;
-      error = errno_of(operations[index].status);
+      if (!reads[index].failed()) continue;
       for (uint32_t page = 0; page < runs[index]; ++page) plan.failed[starts[index] + page] = true;
     }
   }

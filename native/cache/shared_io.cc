@@ -49,11 +49,11 @@ Task<int> tell_written(PageCache& cache, Lane& lane, File& file, uint64_t offset
 
 /// Beyond the end a page may hold bytes of an earlier, longer life of the file: zeroes them, up to `end`. Nobody else
 /// makes the file longer meanwhile, so that they are nobody's.
-Task<int> zero_beyond_end(Lane& lane, File& file, uint64_t end) {
+Task<int> zero_beyond_end(PageCache& cache, Lane& lane, File& file, uint64_t end) {
   uint64_t size = file.size.load();
   if (end <= size || size % kPageBytes == 0) co_return 0;
   auto gap = static_cast<uint32_t>(std::min<uint64_t>(end - size, kPageBytes - size % kPageBytes));
-  co_return co_await zero_through(lane, file, size, gap);
+  co_return co_await zero_through(cache, lane, file, size, gap);
 }
 
 }  // namespace
@@ -63,16 +63,15 @@ Task<int> read_through(PageCache& cache, Lane& lane, File& file, uint64_t offset
   int error = co_await settle(cache, lane, file);
   if (error != 0) co_return error;
   ReadInFlight reading(file);
-  co_return co_await transfer(lane, file, fabric::Op::read, offset, data, bytes);
+  co_return co_await read_range(lane, file, offset, data, bytes);
 }
 
-Task<int> zero_through(Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
+Task<int> zero_through(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes) {
   file.lock.lock();
   bool data_there = !file.extents.resolve(offset, bytes).is_hole();
   file.lock.unlock();
   if (!data_there) co_return 0;
-  auto* zeros = const_cast<std::byte*>(kZeroPage);  // only sent, never written to
-  co_return co_await transfer(lane, file, fabric::Op::write, offset, zeros, bytes);
+  co_return co_await write_range(cache, lane, file, offset, kZeroPage, bytes);
 }
 
 Task<int> write_through(PageCache& cache, Lane& lane, File& file, ThroughWrite write) {
@@ -82,8 +81,8 @@ Task<int> write_through(PageCache& cache, Lane& lane, File& file, ThroughWrite w
   int error = co_await settle(cache, lane, file);
   if (error == 0) error = co_await ensure_room(cache, lane, file, offset, offset + bytes);
   if (error != 0) co_return error;
-  if (grows) error = co_await zero_beyond_end(lane, file, offset);
-  if (error == 0) error = co_await transfer(lane, file, fabric::Op::write, offset, const_cast<std::byte*>(data), bytes);
+  if (grows) error = co_await zero_beyond_end(cache, lane, file, offset);
+  if (error == 0) error = co_await write_range(cache, lane, file, offset, data, bytes);
   if (error == 0) error = co_await tell_written(cache, lane, file, offset, bytes, holds_pages);
   if (error != 0 && grows) co_await give_up_end(cache, lane, file);
   co_return error;
@@ -93,7 +92,7 @@ Task<int> extend_through(PageCache& cache, Lane& lane, File& file, uint64_t new_
   uint64_t size = file.size.load();
   if (new_size <= size) co_return 0;
   int error = co_await settle(cache, lane, file);
-  if (error == 0) error = co_await zero_beyond_end(lane, file, new_size);
+  if (error == 0) error = co_await zero_beyond_end(cache, lane, file, new_size);
   if (error != 0) co_return error;
   error = co_await tell_written(cache, lane, file, size, new_size - size, false);
   if (error != 0) co_await give_up_end(cache, lane, file);

@@ -27,6 +27,6 @@ Task<int> write_through(PageCache& cache, Lane& lane, File& file, ThroughWrite w
 Task<int> extend_through(PageCache& cache, Lane& lane, File& file, uint64_t new_size);
 
 /// Zeroes a range within one page on its appliance, unless it is a hole. 0 or an errno.
-Task<int> zero_through(Lane& lane, File& file, uint64_t offset, uint32_t bytes);
+Task<int> zero_through(PageCache& cache, Lane& lane, File& file, uint64_t offset, uint32_t bytes);
 
 }  // namespace extmem::cache

@@ -6,8 +6,8 @@
 
 namespace extmem::cache {
 
-/// Reads or writes the range piece by piece, several at once. A hole reads as zeros; writing into one is EIO. 0 or an
-/// errno.
-Task<int> transfer(Lane& lane, File& file, fabric::Op op, uint64_t offset, std::byte* data, uint32_t bytes);
+/// Piece by piece, several at once. A hole reads as zeros; writing into one is EIO. 0 or an errno.
+Task<int> read_range(Lane& lane, File& file, uint64_t offset, std::byte* data, uint32_t bytes);
+Task<int> write_range(PageCache& cache, Lane& lane, File& file, uint64_t offset, const std::byte* data, uint32_t bytes);
 
 }  // namespace extmem::cache

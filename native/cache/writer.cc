@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "cache/copies.h"
 #include "cache/direct_io.h"
 #include "cache/flusher.h"
 #include "cache/reader.h"
@@ -125,7 +126,7 @@ PageWrite write_page_locked(PageCache& cache, File& file, const PageBytes& write
     return PageWrite::done;
   }
   put_bytes(frames.data(frame), write);
-  cache.dirty_locked(file, write.page, frame, piece.copies[0].region);
+  cache.dirty_locked(file, write.page, frame, home_of(piece));
   return PageWrite::done;
 }
 
@@ -212,7 +213,7 @@ Task<int> ensure_room(PageCache& cache, Lane& lane, File& file, uint64_t offset,
     }
     extent::ControlCall call(cache.control_plane(), lane.reactor);
     call.kind = extent::ControlCall::Kind::provision;
-    call.bytes = std::max<uint64_t>(limit - begin, protocol::kStripeUnitBytes);
+    call.bytes = std::max<uint64_t>(limit - begin, protocol::kStripeUnitBytes) * file.attributes.copies;
     int error = co_await call;
     if (error == 0) continue;
     if (!shared && try_grow(cache, file, begin, limit, true)) co_return 0;

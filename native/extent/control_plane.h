@@ -14,8 +14,13 @@ namespace extmem::extent {
 /// One question; `co_await call` resumes on the same reactor when it was answered. Lives in the asker's frame.
 struct ControlCall final : Message {
   /// claim_end: nobody else may make the shared file longer; give_up_end: what was written behind its end does not
-  /// count; drop_privileges: whoever writes may not leave it set-user-ID or set-group-ID.
-  enum class Kind : uint8_t { commit, provision, extend, wrote, claim_end, give_up_end, drop_privileges };
+  /// count; drop_privileges: whoever writes may not leave it set-user-ID or set-group-ID; drop_copies: those at
+  /// `places` did not take a write that others took, and count no more.
+  enum class Kind : uint8_t { commit, provision, extend, wrote, claim_end, give_up_end, drop_privileges, drop_copies };
+  struct Place {
+    uint64_t region;
+    uint64_t offset;
+  };
 
   Kind kind = Kind::commit;
   uint64_t node = 0;
@@ -25,7 +30,8 @@ struct ControlCall final : Message {
   uint64_t lock_owner = 0;      ///< commit at close: whose POSIX locks go
   bool closing = false;         ///< commit at close
   bool holds_pages = false;     ///< wrote, claim_end: the kernel may hold pages locked until the write is answered
-  std::vector<uint8_t> record;  ///< commit and extend: ours; when answered, extend: the manager's
+  std::vector<uint8_t> record;  ///< commit, extend, drop_copies: ours; when answered, of the last two the manager's
+  std::vector<Place> places;    ///< drop_copies
 
   int error = 0;  ///< the answer, a positive errno
 

@@ -108,6 +108,24 @@ void ExtentMap::clear() {
   allocated_bytes_ = 0;
 }
 
+void ExtentMap::adopt_marks(const ExtentMap& other) {
+  for (const Extent& extent : extents_) {
+    for (uint16_t column = 0; column < extent.columns(); ++column) {
+      const uint64_t at = uint64_t{extent.shape.unit} * column;
+      if (column > 0 && at >= extent.length) break;
+      const Piece there = other.resolve(extent.file_offset + at, 1);
+      for (size_t copy = 0; copy < extent.shape.copies; ++copy) {
+        Member& member = members_[extent.first_member + size_t{column} * extent.shape.copies + copy];
+        for (const Member& its : there.all()) {
+          if (its.region != member.region || its.offset != member.offset) continue;
+          member.missing = its.missing;
+          member.unsynced = its.unsynced;
+        }
+      }
+    }
+  }
+}
+
 uint64_t ExtentMap::next_hole(uint64_t offset) const {
   for (size_t index = find(offset); index < extents_.size() && extents_[index].file_offset <= offset; ++index) {
     offset = extents_[index].end();

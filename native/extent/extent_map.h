@@ -70,6 +70,8 @@ class ExtentMap {
   };
   std::vector<Freed> trim(uint64_t file_offset);
   void clear();
+  /// Of members that both have at the same place: what `other` knows of them.
+  void adopt_marks(const ExtentMap& other);
 
   /// First byte at or after offset that is in a hole / in an extent; nullopt: there is none.
   uint64_t next_hole(uint64_t offset) const;

@@ -1,8 +1,12 @@
 // Extents, slabs, growth and records, without any appliance: regions are only named here.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
+#include <set>
+#include <string>
 
+#include "extent/domains.h"
 #include "extent/file_record.h"
 #include "extent/growth.h"
 
@@ -264,6 +268,109 @@ TEST_CASE("a record keeps the copies and what is known of them") {
     CHECK((read[index].region == members[index].region && read[index].offset == members[index].offset));
     CHECK((read[index].missing == members[index].missing && read[index].unsynced == members[index].unsynced));
   }
+}
+
+/// Appliances named after where they are: "host/rack".
+std::vector<fabric::Appliance*> appliances_at(fabric::Directory& directory, std::initializer_list<const char*> places) {
+  std::vector<fabric::Appliance*> made;
+  for (const std::string place : places) {
+    const auto slash = place.find('/');
+    made.push_back(&directory.put_appliance("appliance" + std::to_string(made.size()), place.substr(0, slash),
+                                            "127.0.0.1", 1, "", 1, false, {}, place.substr(slash + 1)));
+  }
+  return made;
+}
+
+template <typename DomainOf>
+bool are_apart(const std::vector<Column>& columns, DomainOf domain_of) {
+  return std::ranges::all_of(columns, [&](const Column& column) {
+    std::set<std::string> domains;
+    for (auto* appliance : column) domains.insert(domain_of(*appliance));
+    return domains.size() == column.size();
+  });
+}
+
+TEST_CASE("copies lie as far apart as the appliances are, or as was asked") {
+  auto rack = [](fabric::Appliance& appliance) { return appliance.rack; };
+  auto host = [](fabric::Appliance& appliance) { return appliance.host_id; };
+  fabric::Directory directory;
+  auto racked = appliances_at(directory, {"h1/r1", "h2/r1", "h3/r2", "h4/r2", "h5/r1", "h6/r3"});
+  auto columns = form_columns(racked, 2, Across::widest);
+  CHECK(columns.size() == 3);
+  CHECK(are_apart(columns, rack));
+  CHECK(form_columns(racked, 3, Across::rack).size() == 1);
+  CHECK(form_columns(racked, 4, Across::rack).empty());
+  CHECK(form_columns(racked, 4, Across::host).size() == 1);
+
+  fabric::Directory plain;
+  auto hosts = appliances_at(plain, {"h1/", "h1/", "h1/", "h2/", "h3/"});
+  columns = form_columns(hosts, 2, Across::widest);
+  CHECK(columns.size() == 2);
+  CHECK(are_apart(columns, host));
+  CHECK(form_columns(hosts, 2, Across::rack).empty());  // nobody has said where they stand
+  CHECK(form_columns(hosts, 2, Across::appliance).size() == 2);
+
+  fabric::Directory single;
+  auto one_host = appliances_at(single, {"h1/", "h1/"});
+  CHECK(form_columns(one_host, 2, Across::widest).size() == 1);
+  CHECK(form_columns(one_host, 2, Across::host).empty());
+  CHECK(form_columns(one_host, 3, Across::widest).empty());
+}
+
+TEST_CASE("a mirrored file grows on pairs, all or none; raid10 over all of them") {
+  for (LayoutKind layout : {LayoutKind::mirror, LayoutKind::raid10}) {
+    Pool pool(4, 64 * kMiB);
+    const uint64_t all = pool.slabs.free_bytes();
+    auto attributes = file(3, layout);
+    attributes.copies = 2;
+    ExtentMap map;
+    for (uint64_t at = 0; at < 32 * kMiB; at += kMiB)
+      REQUIRE(grow(map, attributes, {at, at + kMiB, false}, pool.slabs));
+    CHECK(all - pool.slabs.free_bytes() == map.allocated_bytes());
+    std::set<uint64_t> regions;
+    for (uint64_t at = 0; at < 32 * kMiB; at += 4096) {
+      auto piece = map.resolve(at, 4096);
+      REQUIRE(piece.copy_count == 2);
+      REQUIRE(piece.copies[0].region != piece.copies[1].region);
+      for (const Member& copy : piece.all()) regions.insert(copy.region->id);
+    }
+    CHECK(regions.size() == (layout == LayoutKind::mirror ? 2 : 4));
+    CHECK(map.extents().size() < 32);
+    const uint64_t before = pool.slabs.free_bytes();
+    CHECK_FALSE(grow(map, attributes, {32 * kMiB, 512 * kMiB, true}, pool.slabs));
+    CHECK(pool.slabs.free_bytes() == before);
+  }
+}
+
+TEST_CASE("where there is one appliance for two copies, nothing is carved") {
+  Pool pool(1, 64 * kMiB);
+  const uint64_t all = pool.slabs.free_bytes();
+  auto attributes = file(3, LayoutKind::mirror);
+  attributes.copies = 2;
+  ExtentMap map;
+  CHECK_FALSE(grow(map, attributes, {0, 4096, true}, pool.slabs));
+  CHECK(pool.slabs.free_bytes() == all);
+}
+
+TEST_CASE("of what has copies, a record says lost ones missing, and one may be in a region that is not known") {
+  Pool pool(2, 64 * kMiB);
+  ExtentMap map;
+  Member members[] = {{pool.directory.find_region(1), 0}, {pool.directory.find_region(2), 0}};
+  map.insert(0, kMiB, one_column(kMiB, 2), members);
+  pool.directory.lose_region(1);
+  FileAttributes decoded;
+  ExtentMap extents;
+  REQUIRE(decode_record(encode_record(file(1), map), pool.directory, decoded, extents));
+  CHECK(extents.resolve(0, 1).copies[0].missing);
+  CHECK_FALSE(extents.resolve(0, 1).copies[1].missing);
+  fabric::Directory other;
+  auto& appliance = other.put_appliance("a", "", "127.0.0.1", 1, "", 1);
+  other.put_region(2, 64 * kMiB, appliance, {});
+  REQUIRE(decode_record(encode_record(file(1), map), other, decoded, extents));
+  CHECK(extents.resolve(0, 1).copies[0].region->id == 1);
+  pool.directory.lose_region(2);
+  REQUIRE(decode_record(encode_record(file(1), map), pool.directory, decoded, extents));
+  CHECK_FALSE(extents.resolve(0, 1).copies[1].missing);  // then it says nothing: whoever has it may know better
 }
 
 }  // namespace

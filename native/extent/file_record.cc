@@ -64,6 +64,7 @@ bool take_extent(std::span<const uint8_t>& bytes, fabric::Directory& directory, 
     const uint64_t flags = member.offset % protocol::kPageBytes;
     const uint64_t offset = member.offset - flags;
     if (flags > (kMissing | kUnsynced)) return false;
+    if (region == nullptr && shape.copies > 1) region = &directory.unknown_region(member.region);
     if (region == nullptr || offset > region->bytes || needed > region->bytes - offset) return false;
     members[index] = {region, offset, (flags & kMissing) != 0, (flags & kUnsynced) != 0};
   }
@@ -71,9 +72,20 @@ bool take_extent(std::span<const uint8_t>& bytes, fabric::Directory& directory, 
   return true;
 }
 
-ExtentMember encode_member(const Member& member) {
-  const uint64_t flags = (member.missing ? kMissing : 0) + (member.unsynced ? kUnsynced : 0);
-  return {member.region->id, member.offset + flags};
+bool is_lost(const Member& member) {
+  return member.region->state.load(std::memory_order_acquire) == fabric::RegionState::lost;
+}
+
+/// The copies of a column. What this mount has seen lost is told as missing, where another copy is left: whoever has
+/// the record later may find a region of that name again, with what it held before.
+void append_column(std::vector<uint8_t>& bytes, std::span<const Member> copies) {
+  const bool one_is_left =
+      std::ranges::any_of(copies, [](const Member& copy) { return !copy.missing && !copy.unsynced && !is_lost(copy); });
+  for (const Member& copy : copies) {
+    const bool missing = copy.missing || (one_is_left && is_lost(copy));
+    const uint64_t flags = (missing ? kMissing : 0) + (copy.unsynced ? kUnsynced : 0);
+    append(bytes, ExtentMember{copy.region->id, copy.offset + flags});
+  }
 }
 
 }  // namespace
@@ -83,7 +95,7 @@ std::vector<uint8_t> encode_record(const FileAttributes& attributes, const Exten
   RecordHeader header{.magic = protocol::kRecordMagic,
                       .version = protocol::kRecordVersion,
                       .layout = static_cast<uint8_t>(attributes.layout),
-                      .copies = attributes.copies,
+                      .copies = static_cast<uint8_t>(attributes.copies | static_cast<uint8_t>(attributes.across) << 4),
                       .ino = attributes.ino,
                       .size = attributes.size,
                       .mtime_ns = attributes.mtime_ns,
@@ -97,7 +109,9 @@ std::vector<uint8_t> encode_record(const FileAttributes& attributes, const Exten
   for (const Extent& extent : extents.extents()) {
     append(bytes, ExtentHeader{extent.file_offset, extent.length, extent.shape.unit,
                                static_cast<uint8_t>(extent.kind()), extent.shape.copies, extent.member_count});
-    for (const Member& member : extents.members(extent)) append(bytes, encode_member(member));
+    const auto members = extents.members(extent);
+    for (size_t at = 0; at < members.size(); at += extent.shape.copies)
+      append_column(bytes, members.subspan(at, extent.shape.copies));
   }
   header.crc = crc32(bytes);
   std::memcpy(bytes.data(), &header, sizeof header);
@@ -122,7 +136,8 @@ bool decode_record(std::span<const uint8_t> bytes, fabric::Directory& directory,
                 .ctime_ns = header.ctime_ns,
                 .change = header.change,
                 .layout = static_cast<LayoutKind>(header.layout),
-                .copies = std::clamp<uint8_t>(header.copies, 1, protocol::kMaxCopies),
+                .copies = std::clamp<uint8_t>(header.copies & 0xF, 1, protocol::kMaxCopies),
+                .across = static_cast<Across>(header.copies >> 4),
                 .stripe_unit = header.stripe_unit,
                 .epoch = header.epoch};
   extents.clear();

@@ -4,6 +4,8 @@
 #include <bit>
 #include <vector>
 
+#include "extent/domains.h"
+
 namespace extmem::extent {
 
 namespace {
@@ -19,12 +21,14 @@ class Carving {
   ~Carving() {
     for (const Member& member : members_) slabs_.free(member.region->id, member.offset, bytes_);
   }
-  bool carve(std::span<fabric::Appliance* const> appliances, uint64_t bytes) {
+  bool carve(std::span<const Column> columns, uint64_t bytes) {
     bytes_ = bytes;
-    for (const auto* appliance : appliances) {
-      auto member = slabs_.allocate(*appliance, bytes);
-      if (!member) return false;
-      members_.push_back(*member);
+    for (const Column& column : columns) {
+      for (const auto* appliance : column) {
+        auto member = slabs_.allocate(*appliance, bytes);
+        if (!member) return false;
+        members_.push_back(*member);
+      }
     }
     return true;
   }
@@ -40,12 +44,16 @@ class Carving {
 class Grower {
  public:
   Grower(ExtentMap& map, const FileAttributes& attributes, const Growth& growth, SlabAllocator& slabs)
-      : map_(map), attributes_(attributes), growth_(growth), slabs_(slabs), appliances_(slabs.appliances()) {
-    if (appliances_.size() > protocol::kMaxLayoutMembers) appliances_.resize(protocol::kMaxLayoutMembers);
+      : map_(map),
+        attributes_(attributes),
+        growth_(growth),
+        slabs_(slabs),
+        stripes_(attributes.layout == LayoutKind::stripe || attributes.layout == LayoutKind::raid10),
+        columns_(form_columns(slabs.appliances(), attributes.copies, attributes.across)) {
     // Files start on different appliances, so that many small ones spread.
-    if (!appliances_.empty()) {
-      auto start = appliances_.begin() + static_cast<ptrdiff_t>(attributes.ino % appliances_.size());
-      std::rotate(appliances_.begin(), start, appliances_.end());
+    if (!columns_.empty()) {
+      auto start = columns_.begin() + static_cast<ptrdiff_t>(attributes.ino % columns_.size());
+      std::rotate(columns_.begin(), start, columns_.end());
     }
   }
 
@@ -64,20 +72,20 @@ class Grower {
     auto next = map_.next_data(at);
     bool at_end = !next.has_value();
     uint64_t room = at_end ? UINT64_MAX : *next - at;
-    if (at_end && at >= kUnit && attributes_.layout == LayoutKind::stripe && add_rows(at)) return true;
+    if (at_end && at >= kUnit && stripes_ && add_rows(at)) return true;
     return add_single(at, std::min(room, wanted_single(at, at_end)));
   }
 
-  /// Rows over all appliances; deeper the larger the file is (an eighth of it), less deep when room is short.
+  /// Rows over all columns; deeper the larger the file is (an eighth of it), less deep when room is short.
   bool add_rows(uint64_t at) {
-    size_t count = appliances_.size();
+    size_t count = columns_.size();
     if (count < 2) return false;
     uint64_t units = std::max(at / 8 / (kUnit * count), (growth_.end - at + kUnit * count - 1) / (kUnit * count));
     units = std::bit_floor(std::clamp<uint64_t>(units, 1, kMaxMemberBytes / kUnit));
     for (; units > 0; units /= 2) {
       Carving carving(slabs_);
-      if (!carving.carve(appliances_, units * kUnit)) continue;
-      insert(at, units * kUnit * count, {kUnit}, carving);
+      if (!carving.carve(columns_, units * kUnit)) continue;
+      insert(at, units * kUnit * count, {kUnit, attributes_.copies}, carving);
       return true;
     }
     return false;
@@ -85,7 +93,7 @@ class Grower {
 
   uint64_t wanted_single(uint64_t at, bool at_end) const {
     uint64_t needed = growth_.end - at;
-    if (attributes_.layout == LayoutKind::concat && at >= kUnit && at_end) {
+    if (!stripes_ && at >= kUnit && at_end) {
       return std::clamp(std::bit_ceil(std::max(needed, at / 8)), kUnit, kMaxMemberBytes);
     }
     uint64_t to_boundary = kUnit - at % kUnit;
@@ -93,17 +101,16 @@ class Grower {
     return to_boundary;
   }
 
-  /// One piece, on the appliance whose turn it is, else on any; smaller when there is no such piece.
+  /// One column, that whose turn it is, else any; smaller when there are no such pieces.
   bool add_single(uint64_t at, uint64_t length) {
     uint64_t needed = std::min(length, growth_.end - at);
     uint64_t least = growth_.scraps ? kPage : std::min(needed, kUnit);
-    size_t turn = attributes_.layout == LayoutKind::stripe ? at / kUnit : 0;
+    size_t turn = stripes_ ? at / kUnit : 0;
     for (; length >= least; length = length / 2 / kPage * kPage) {
-      for (size_t index = 0; index < appliances_.size(); ++index) {
-        fabric::Appliance* appliance = appliances_[(turn + index) % appliances_.size()];
+      for (size_t index = 0; index < columns_.size(); ++index) {
         Carving carving(slabs_);
-        if (!carving.carve({&appliance, 1}, length)) continue;
-        insert(at, length, one_column(length, 1), carving);
+        if (!carving.carve({&columns_[(turn + index) % columns_.size()], 1}, length)) continue;
+        insert(at, length, one_column(length, attributes_.copies), carving);
         return true;
       }
       if (length > needed && length / 2 < needed) length = needed * 2;  // the next round asks for just what is needed
@@ -133,7 +140,8 @@ class Grower {
   const FileAttributes& attributes_;
   const Growth& growth_;
   SlabAllocator& slabs_;
-  std::vector<fabric::Appliance*> appliances_;
+  const bool stripes_;
+  std::vector<Column> columns_;
   std::vector<uint64_t> added_;
 };
 

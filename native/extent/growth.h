@@ -1,6 +1,7 @@
 // How a file grows into its holes: which pieces are carved, how large, on which appliances. Small files take powers of
-// two on one appliance, so that a file of 4 KiB costs 4 KiB; from one stripe unit on, whole rows over all appliances,
-// which get deeper as the file grows, so that a record stays short.
+// two on one column (an appliance, or as many as there are copies), so that a file of 4 KiB costs 4 KiB per copy; from
+// one stripe unit on, what is striped takes whole rows over all columns, which get deeper as the file grows, so that a
+// record stays short. What is not striped stays on one column while there is room.
 #pragma once
 
 #include <cstdint>

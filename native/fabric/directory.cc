@@ -34,7 +34,7 @@ std::vector<LinkTotals> Appliance::sum_statistics() {
 
 Appliance& Directory::put_appliance(const std::string& id, const std::string& host_id, const std::string& address,
                                     uint16_t port, const std::string& link_name, uint64_t incarnation,
-                                    bool serves_verbs, const std::vector<Endpoint>& more) {
+                                    bool serves_verbs, const std::vector<Endpoint>& more, const std::string& rack) {
   std::lock_guard guard(lock_);
   auto known = std::find_if(appliances_.begin(), appliances_.end(), [&](auto& one) { return one->id == id; });
   if (known == appliances_.end()) {
@@ -52,6 +52,7 @@ Appliance& Directory::put_appliance(const std::string& id, const std::string& ho
     std::lock_guard appliance_guard(appliance.lock);
     restarted = appliance.incarnation != 0 && appliance.incarnation != incarnation;
     appliance.host_id = host_id;
+    appliance.rack = rack;
     std::vector<Endpoint> endpoints{{.address = address, .port = port}};
     endpoints.insert(endpoints.end(), more.begin(), more.end());
     if (endpoints.size() > Appliance::kMaxLinks) endpoints.resize(Appliance::kMaxLinks);
@@ -125,6 +126,19 @@ Region* Directory::find_region(uint64_t id) {
   std::lock_guard guard(lock_);
   auto found = regions_.find(id);
   return found == regions_.end() ? nullptr : found->second.get();
+}
+
+Region& Directory::unknown_region(uint64_t id) {
+  std::lock_guard guard(lock_);
+  auto& place = unknown_[id];
+  if (!place) {
+    place = std::make_unique<Region>();
+    place->id = id;
+    place->bytes = UINT64_MAX;
+    place->appliance = &nowhere_;
+    place->state.store(RegionState::lost, std::memory_order_release);
+  }
+  return *place;
 }
 
 Appliance* Directory::find_appliance(const std::string& id) {

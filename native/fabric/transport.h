@@ -77,6 +77,7 @@ struct Appliance {
   std::string host_id;  ///< boot id of its host: equal to ours means that shm may be tried
   /// One link to each of them; the first kMaxLinks count. Never empty.
   std::vector<Endpoint> endpoints;
+  std::string rack;       ///< as its administrator labelled it; empty: unknown
   std::string link_name;  ///< abstract unix socket (without the leading NUL); empty: no shm
   uint64_t incarnation = 0;
   bool serves_verbs = false;  ///< as it announces: where there is a choice, RDMA is tried
@@ -92,7 +93,8 @@ struct Appliance {
   /// which fences the old connection, nobody else writes there.
   std::atomic<uint32_t> links_in_doubt{0};
   std::atomic<uint64_t> dirty_bytes{0};  ///< waiting in our page cache to be written there
-  /// Guards host_id, endpoints, link_name, incarnation, serves_verbs, which change when it restarts; and what follows.
+  /// Guards host_id, rack, endpoints, link_name, incarnation, serves_verbs, which change when it restarts; and what
+  /// follows.
   std::mutex lock;
   std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per peer that has ever waited
   std::vector<std::unique_ptr<LinkStatistics>> statistics;  ///< one per peer, transport and endpoint used
@@ -127,7 +129,7 @@ class Directory {
   /// `more`: addresses of its other networks.
   Appliance& put_appliance(const std::string& id, const std::string& host_id, const std::string& address, uint16_t port,
                            const std::string& link_name, uint64_t incarnation, bool serves_verbs = false,
-                           const std::vector<Endpoint>& more = {});
+                           const std::vector<Endpoint>& more = {}, const std::string& rack = {});
   /// Adds a region, or refreshes its capability. A lost region stays lost to those who hold it;
   /// the id then names a new Region.
   Region& put_region(uint64_t id, uint64_t bytes, Appliance& appliance, const protocol::Capability& capability);
@@ -139,6 +141,9 @@ class Directory {
   /// An appliance has told us that we are fenced; until we have joined again.
   std::atomic<bool> fenced{false};
   Region* find_region(uint64_t id);
+  /// One that is not known to us, because nobody may use it now: lost to whoever gets it here, also when it becomes
+  /// known.
+  Region& unknown_region(uint64_t id);
   Appliance* find_appliance(const std::string& id);
   std::vector<Appliance*> appliances();
   /// By Appliance::index; without a lock.
@@ -149,6 +154,8 @@ class Directory {
   std::mutex lock_;
   std::unordered_map<uint64_t, std::unique_ptr<Region>> regions_;
   std::vector<std::unique_ptr<Region>> former_;  // lost, and given to us anew since: whoever has them open keeps them
+  std::unordered_map<uint64_t, std::unique_ptr<Region>> unknown_;
+  Appliance nowhere_;  // of the unknown ones
   std::vector<std::unique_ptr<Appliance>> appliances_;
   std::array<std::atomic<Appliance*>, kMaxAppliances> by_index_{};
 };

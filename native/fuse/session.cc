@@ -344,6 +344,8 @@ std::vector<std::pair<std::string, double>> Session::statistics() {
     add("cache.directWrites", lane.direct_writes);
     add("cache.sharedReads", lane.shared_reads);
     add("cache.sharedWrites", lane.shared_writes);
+    add("cache.copiesRetried", lane.copies_retried);
+    add("cache.copiesDropped", lane.copies_dropped);
   }
   add("fuse.threads", workers_.size());
   add("cache.limitBytes", options_.cache.cache_bytes);

@@ -33,6 +33,8 @@ export interface ApplianceOptions {
   token: string;
   ca?: string | undefined;
   id: string;
+  /** Whatever fails together with others of the same label: a rack, a room. */
+  rack?: string | undefined;
   memoryBytes: number;
   /** Where memory is served: at most MAX_LINKS addresses, of as many networks. Without any: where the manager is reached from. */
   listen?: readonly ListenPoint[] | undefined;
@@ -257,6 +259,7 @@ class Member implements Appliance {
     return {
       id: this.id,
       hostId: readHostId(),
+      ...(this.options.rack !== undefined && { rack: this.options.rack }),
       ...first,
       ...(moreEndpoints.length > 0 && { moreEndpoints }),
       linkName: this.linkName,

@@ -9,8 +9,9 @@
  */
 import zlib from 'node:zlib';
 import { ExtmemError } from './errors.js';
-import { LAYOUTS, type LayoutName, type RegionPiece, type Time } from './messages.js';
+import { ACROSS, LAYOUTS, type AcrossName, type LayoutName, type RegionPiece, type Time } from './messages.js';
 import {
+  Across,
   ExtentHeaderBytes,
   ExtentMemberBytes,
   LayoutKind,
@@ -51,6 +52,8 @@ export interface FileRecord {
   layout: LayoutName;
   /** Of each byte, in extents that are yet to come; absent: one. */
   copies?: number;
+  /** What these must not share; absent: they are as far apart as the pool can have them. */
+  across?: AcrossName;
   stripeUnit: number;
   size: number;
   mtime: Time;
@@ -127,6 +130,22 @@ export function decodeRecord(bytes: Uint8Array): FileRecord {
     epoch: from.readUInt32LE(60),
     extents: decodeExtents(from, from.readUInt32LE(52)),
   };
+}
+
+/** Whether an encoded record has extents with copies, and one of these, which counts, is in such a region; the record is not
+ *  checked. */
+export function namesCopies(bytes: Uint8Array, isMeant: (region: number) => boolean = () => true): boolean {
+  const from = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let at = RecordHeaderBytes;
+  for (let left = from.readUInt32LE(52); left > 0; left--) {
+    const hasCopies = from.readUInt8(at + 20) === LayoutKind.mirror;
+    const end = at + ExtentHeaderBytes + from.readUInt16LE(at + 22) * ExtentMemberBytes;
+    for (at += ExtentHeaderBytes; at < end; at += ExtentMemberBytes) {
+      const isMissing = (from.readUInt8(at + 8) & MemberFlag.missing) !== 0;
+      if (hasCopies && !isMissing && isMeant(readU64(from, at))) return true;
+    }
+  }
+  return false;
 }
 
 /** Which file an encoded record is of; the record is not checked. */
@@ -448,17 +467,20 @@ function decodeMember(region: number, flagged: number): ExtentMember {
   };
 }
 
-function decodeLayout(kind: number, copies: number): Pick<FileRecord, 'layout' | 'copies'> {
+function decodeLayout(kind: number, spread: number): Pick<FileRecord, 'layout' | 'copies' | 'across'> {
   const layout = LAYOUTS.find((name) => LayoutKind[name] === kind);
-  if (layout === undefined || copies > MAX_COPIES) throw invalid(`its layout is ${kind} with ${copies} copies`);
-  return { layout, ...(copies > 1 ? { copies } : {}) };
+  const copies = spread & 0xf;
+  const across = ACROSS.find((name) => Across[name] === spread >> 4);
+  const isKnown = copies <= MAX_COPIES && (across !== undefined || spread >> 4 === Across.widest);
+  if (layout === undefined || !isKnown) throw invalid(`its layout is ${kind} with ${copies} copies, apart by ${spread >> 4}`);
+  return { layout, ...(copies > 1 ? { copies } : {}), ...(across === undefined ? {} : { across }) };
 }
 
 function writeHeader(out: Buffer, header: Omit<FileRecord, 'extents'>, extentCount: number): void {
   out.writeUInt32LE(RECORD_MAGIC, 0);
   out.writeUInt16LE(RECORD_VERSION, 4);
   out.writeUInt8(LayoutKind[header.layout], 6);
-  out.writeUInt8(header.copies ?? 1, 7);
+  out.writeUInt8((header.copies ?? 1) | (Across[header.across ?? 'widest'] << 4), 7);
   writeU64(out, header.ino, 8);
   writeU64(out, header.size, 16);
   out.writeBigInt64LE(nanoseconds(header.mtime), 24);

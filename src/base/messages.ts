@@ -89,6 +89,7 @@ export const ApplianceInfo = Type.Object({
   address: Type.String(),
   port: Port,
   moreEndpoints: Type.Optional(Type.Array(Endpoint, { maxItems: MAX_LINKS - 1 })), // of other networks: clients use all at once
+  rack: Type.Optional(Type.String({ maxLength: 64 })), // as its administrator labelled it
   linkName: Type.String(),
   verbs: Type.Optional(Type.Boolean()), // RDMA connections are taken on the same address and port
   incarnation: Id,
@@ -132,6 +133,11 @@ export type Lock = Static<typeof Lock>;
 export const LAYOUTS = ['concat', 'stripe', 'mirror', 'raid10'] as const;
 export const LayoutName = Type.Union(LAYOUTS.map((name) => Type.Literal(name)));
 export type LayoutName = Static<typeof LayoutName>;
+
+/** What the copies of a byte must not share. */
+export const ACROSS = ['appliance', 'host', 'rack'] as const;
+export const AcrossName = Type.Union(ACROSS.map((name) => Type.Literal(name)));
+export type AcrossName = Static<typeof AcrossName>;
 
 /** What an fsync promises: in the appliances' memory, or in their backing stores. */
 export const Durability = Type.Union([Type.Literal('memory'), Type.Literal('persisted')]);
@@ -250,7 +256,14 @@ export const clientOperations = {
       attr: Attr,
       parents: Type.Array(Attr),
       grant: Type.Optional(FileGrant),
-      delegated: Type.Optional(Type.Object({ layout: LayoutName, numbers: NumberRange })),
+      delegated: Type.Optional(
+        Type.Object({
+          layout: LayoutName,
+          copies: Type.Optional(Type.Integer()),
+          across: Type.Optional(AcrossName),
+          numbers: NumberRange,
+        }),
+      ),
     }),
   ),
   link: operation(Type.Object({ ino: Id, newParent: Id, newName: Name }), Type.Object({ attr: Attr, parents: Type.Array(Attr) })),
@@ -324,6 +337,12 @@ export const clientOperations = {
   claimEnd: operation(
     Type.Object({ ino: Id, unclean: Type.Boolean(), holdsPages: Type.Boolean() }),
     Type.Object({ attr: Attr, record: Type.Optional(Blob) }),
+  ),
+  /** What is at these places did not take a write that other copies of it took: it counts no more. Answered when all other holders
+   *  have the record, which is the answer. `record` as in setattr. The last copy of anything is not dropped. */
+  dropCopies: operation(
+    Type.Object({ ino: Id, record: Type.Optional(Blob), places: Type.Array(Type.Object({ region: Id, offset: Bytes })) }),
+    Type.Object({ record: Blob }),
   ),
   /** Shared mode: making the file longer failed half way. What was written behind its end is cleared away before it gets longer. */
   giveUpEnd: operation(Type.Object({ ino: Id }), Empty),

@@ -88,6 +88,15 @@ export const LayoutKind = {
 } as const;
 export type LayoutKind = (typeof LayoutKind)[keyof typeof LayoutKind];
 
+/** What the copies of a byte must not share. widest: as far apart as the pool can when an extent is made. */
+export const Across = {
+  widest: 0,
+  appliance: 1,
+  host: 2,
+  rack: 3,
+} as const;
+export type Across = (typeof Across)[keyof typeof Across];
+
 /** Bits of an extent member's offset. */
 export const MemberFlag = {
   missing: 1,
@@ -291,7 +300,7 @@ export function decodeCapability(view: DataView, at: number): Capability {
   };
 }
 
-/** A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get (0 reads as 1). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch. */
+/** A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get, in the lower four bits (0 reads as 1); in the upper ones, what these must not share (Across). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch. */
 export interface RecordHeader {
   magic: number;
   version: number;

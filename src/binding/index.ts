@@ -153,6 +153,8 @@ export type Upcall =
   | { kind: 'giveUpEnd'; id: number; node: number }
   /** Somebody without CAP_FSETID is about to write to a file that setPrivileged was told of; answered when it is that no more. */
   | { kind: 'dropPrivileges'; id: number; node: number }
+  /** Copies at these places did not take a write that others took; answer with the manager's record, once all others have it. */
+  | { kind: 'dropCopies'; id: number; node: number; record: Buffer; places: { region: number; offset: number }[] }
   /** The kernel ended the session (unmounted or aborted). */
   | { kind: 'ended'; errno: number };
 
@@ -177,7 +179,7 @@ export interface NativeMount {
   };
   /** Answers a 'request'. errno 0 with the reply's bytes, or a positive errno. */
   reply(id: number, errno: number, body?: Uint8Array): void;
-  /** Answers commit, provision, extend (record), wrote, claimEnd, giveUpEnd, dropPrivileges. */
+  /** Answers commit, provision, extend (record), wrote, claimEnd, giveUpEnd, dropPrivileges, dropCopies (record). */
   answer(id: number, errno: number, record?: Uint8Array): void;
 
   /** The mount was fenced and is another client from now on: regions, provisions and files are void at once, and questions under
@@ -186,6 +188,7 @@ export interface NativeMount {
   putAppliance(info: {
     id: string;
     hostId: string;
+    rack: string; // '': unknown
     address: string;
     port: number;
     moreEndpoints: readonly { address: string; port: number }[]; // of other networks: a link each

@@ -52,16 +52,22 @@ export async function runCreate(call: Invocation): Promise<ExitCode> {
   const size = call.text('size');
   if (size === undefined) throw new UsageError('--size is needed, as in: extmem create /table --size 8G');
   const layout = call.settings.optional('layout');
+  const across = call.settings.optional('across');
   const made = await apiOf(call).ask<AllocationInfo>(
     'POST',
     route,
     {},
-    { path, bytes: sizeOf(size), ...(layout === undefined ? {} : { layout }), ...durabilityOf(call) },
+    {
+      ...{ path, bytes: sizeOf(size) },
+      ...(layout === undefined ? {} : { layout }),
+      ...(across === undefined ? {} : { across }),
+      ...durabilityOf(call),
+    },
   );
   if (call.json) printJson(made);
   else {
     printLine(`created ${made.path}: ${formatSize(made.bytes)}, ${made.layout}`);
-    printWarning(made.warning);
+    if (made.warning !== '') printWarning(made.warning);
   }
   return ExitCode.ok;
 }
@@ -135,11 +141,30 @@ export async function runList(call: Invocation): Promise<ExitCode> {
     formatSize(one.allocatedBytes),
     one.attr.kind === 'file' ? one.layout : one.attr.kind,
     new Date(one.attr.mtime[0] * 1000).toISOString().slice(0, 16).replace('T', ' '),
-    one.lost ? 'LOST' : 'ok',
+    stateOf(one),
     one.attr.kind === 'directory' ? `${one.path}/` : one.path,
   ]);
   if (rows.length > 0) printLine(renderTable(['SIZE', 'MEMORY', 'LAYOUT', 'MODIFIED', 'STATE', 'PATH'], rows));
   return ExitCode.ok;
+}
+
+function stateOf({ lost, missing }: AllocationInfo): string {
+  if (lost) return 'LOST';
+  return missing.length > 0 ? 'degraded' : 'ok';
+}
+
+/** What of its copies can be lost, and which of them do not count. */
+function describeCopies(found: AllocationInfo): [string, string][] {
+  if (found.copies === 1) return [];
+  const { copies, across, apart, bears, missing, unsynced } = found;
+  const asked = across === undefined ? '' : `, never on one ${across}`;
+  const lie = apart === 'none' ? '' : `; they lie on different ${apart}s`;
+  const facts: [string, string][] = [['copies', `${copies}${asked}${lie}`]];
+  const unit = apart === 'none' ? 'appliance' : apart;
+  facts.push(['bears', bears === 0 ? 'no further loss of what holds it' : `the loss of ${bears} ${unit}${bears > 1 ? 's' : ''}`]);
+  if (missing.length > 0) facts.push(['missing', `copies on ${missing.join(', ')}: they missed a write, or were lost`]);
+  if (unsynced.length > 0) facts.push(['unsynced', `copies on ${unsynced.join(', ')}: their writer died; others are read`]);
+  return facts;
 }
 
 /** Page by page: a folder may have 100,000 names. */
@@ -172,11 +197,14 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
     ['size', `${formatSize(found.bytes)} (${found.bytes} bytes)`],
     ['memory', `${formatSize(found.allocatedBytes)}${found.dedicated ? ', in regions of its own' : ''}`],
     ['layout', found.layout],
+    ...describeCopies(found),
     ['durability', found.durability],
     ['owner', `${attr.uid}:${attr.gid}, mode ${attr.mode.toString(8).padStart(4, '0')}`],
     ['modified', new Date(attr.mtime[0] * 1000).toISOString()],
   ];
-  if (found.lost) facts.push(['state', 'LOST in part: an appliance that held some of it is gone']);
+  const lost = found.lostRanges.map(({ offset, length }) => `${offset} to ${offset + length}`);
+  if (found.lost) facts.push(['state', 'LOST in part: what held some of it is gone']);
+  if (found.lost) facts.push(['lost bytes', lost.length > 8 ? `${lost.slice(0, 8).join(', ')} and more` : lost.join(', ')]);
   if (found.behind) facts.push(['state', 'BEHIND: an earlier state came back; extmem restore accepts it']);
   for (const { mountPoint, pinnedBytes } of pinned) facts.push(['pinned', `${formatSize(pinnedBytes)} in the cache of ${mountPoint}`]);
   printLine(renderFacts(facts));
@@ -196,6 +224,6 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
       )}`,
     );
   }
-  printLine(`\nNote: ${found.warning}.`);
+  if (found.warning !== '') printLine(`\nNote: ${found.warning}.`);
   return ExitCode.ok;
 }

@@ -7,7 +7,8 @@ import { buildProgram } from './program.js';
 
 const choices: Record<string, string> = {
   '--transport': 'auto shm tcp verbs',
-  '--layout': 'stripe concat',
+  '--layout': 'stripe concat mirror raid10',
+  '--across': 'appliance host rack',
   '--strategy': 'spread best-fit',
   '--log-level': 'trace debug info warn error silent',
 };

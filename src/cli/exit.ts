@@ -32,7 +32,7 @@ const byExitCode: readonly (readonly [ExitCode, readonly string[]])[] = [
   [ExitCode.refused, ['EACCES', 'EPERM', 'EVERSION', 'EPROTO', 'ECLUSTER']],
   [ExitCode.notFound, ['ENOENT']],
   [ExitCode.busy, ['EBUSY', 'EEXIST', 'EADDRINUSE']],
-  [ExitCode.noSpace, ['ENOSPC']],
+  [ExitCode.noSpace, ['ENOSPC', 'EDOMAIN']],
   [ExitCode.interrupted, ['EINTR']],
 ];
 

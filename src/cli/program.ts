@@ -64,7 +64,18 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
       summary: "donate this machine's memory to a cluster",
       details:
         'With --store, what is in memory is persisted when the appliance ends in order (SIGTERM, SIGPWR, --ups-command), and comes back when it starts again.',
-      settings: [...managerSettings, 'memory', 'id', 'applianceListen', 'advertise', 'serverThreads', ...storeSettings, 'http', 'logLevel'],
+      settings: [
+        ...managerSettings,
+        'memory',
+        'id',
+        'rack',
+        'applianceListen',
+        'advertise',
+        'serverThreads',
+        ...storeSettings,
+        'http',
+        'logLevel',
+      ],
       flags: [['--force', 'donate more than is available now'], detach],
       examples: [
         'extmem appliance --manager 10.0.0.1 --memory 8G --token-file token',
@@ -108,7 +119,7 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
       usage: 'create <path>',
       summary: 'create an allocation (a file) of a given size',
       details: 'All of its memory is reserved, or none is. Paths are those below the mount, as in /data/table.',
-      settings: [...allocationSettings, 'layout'],
+      settings: [...allocationSettings, 'layout', 'across'],
       flags: [
         ['--size <size>', 'as in 8G'],
         ['--durability <level>', "what fsync promises: memory (default), or persisted, in the appliances' backing stores"],
@@ -117,6 +128,7 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
         'extmem create /table --size 8G',
         'extmem create /ledger --size 1G --durability persisted',
         'extmem create /scratch --size 512MiB --layout concat',
+        'extmem create /orders --size 4G --layout mirror --across host',
       ],
     },
     async () => (await import('./allocations.js')).runCreate,

@@ -97,6 +97,7 @@ async function startAppliance(call: Invocation, id: string): Promise<Running> {
     token: access.token,
     ca: access.ca,
     id,
+    rack: settings.optional('rack'),
     memoryBytes,
     listen,
     advertise: advertised === undefined ? undefined : parseList(advertised),

@@ -8,6 +8,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { messageOf } from '../base/errors.js';
+import { parseLayout } from '../base/layout.js';
 import { parseSize } from '../base/size.js';
 import { UsageError } from './exit.js';
 import { defaultUpFolder, noteOf, readRunning, stateHome } from './running.js';
@@ -37,6 +38,12 @@ function oneOf<Name extends string>(...names: readonly Name[]): (value: string) 
     if (found === undefined) throw new TypeError(`'${value}' is not one of ${names.join(', ')}`);
     return found;
   };
+}
+
+/** As it was written: the manager takes it so. */
+function layoutWord(value: string): string {
+  parseLayout(value);
+  return value;
 }
 
 const logLevel = oneOf('trace', 'debug', 'info', 'warn', 'error', 'silent');
@@ -188,9 +195,16 @@ export const settings = {
   layout: setting(
     '--layout <name>',
     'EXTMEM_LAYOUT',
-    oneOf('stripe', 'concat'),
-    "layout: stripe or concat (default: the folder's, at first stripe)",
+    layoutWord,
+    "layout: stripe, concat, mirror or raid10; with so many copies as in mirror:3 (default: the folder's, at first stripe)",
   ),
+  across: setting(
+    '--across <what>',
+    'EXTMEM_ACROSS',
+    oneOf('appliance', 'host', 'rack'),
+    "copies never share one of these (default: the folder's, at first whatever lies farthest apart)",
+  ),
+  rack: setting('--rack <name>', 'EXTMEM_RACK', text, 'what fails together with this appliance: copies can be kept in different racks'),
   mountPoint: setting('--mount-point <path>', 'EXTMEM_MOUNT_POINT', text, 'where to mount'),
   name: setting('--name <name>', 'EXTMEM_CLIENT_NAME', text, 'name of this client in the cluster (default: the host name)'),
   http: setting('--http <address>', 'EXTMEM_HTTP', text, 'serve /metrics and /healthz on this port or address:port'),

@@ -6,7 +6,7 @@ import { Type, type Static, type TSchema } from '@sinclair/typebox';
 import { Value } from '@sinclair/typebox/value';
 import { ExtmemError } from '../base/errors.js';
 import { askManager, type ManagerAddress } from '../base/manager_http.js';
-import { Attr, LayoutName } from '../base/messages.js';
+import { Attr } from '../base/messages.js';
 
 const LIST_PAGE = 1000;
 
@@ -17,7 +17,8 @@ export const AllocationInfo = Type.Object({
   bytes: Type.Integer(),
   /** Memory that it occupies in the pool. */
   allocatedBytes: Type.Integer(),
-  layout: LayoutName,
+  /** stripe, concat, mirror, raid10; with copies as in mirror:3. */
+  layout: Type.String(),
   /** Has regions of its own. */
   dedicated: Type.Boolean(),
   regions: Type.Array(Type.Object({ region: Type.Integer(), bytes: Type.Integer(), appliance: Type.String(), lost: Type.Boolean() })),
@@ -35,7 +36,7 @@ export class Allocations {
   constructor(private readonly address: ManagerAddress) {}
 
   /** The directory must exist. All of its memory is reserved, or none, if it is `dedicated` (large ones are by themselves). */
-  create(path: string, options: { bytes: number; layout?: LayoutName; dedicated?: boolean }): Promise<AllocationInfo> {
+  create(path: string, options: { bytes: number; layout?: string; across?: string; dedicated?: boolean }): Promise<AllocationInfo> {
     return this.ask('POST', '/v1/allocations', AllocationInfo, { path, ...options });
   }
 

@@ -9,7 +9,8 @@
 import { now } from '../base/clock.js';
 import { encodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
-import type { Answer, Attr, LayoutName, NameOperation, Time } from '../base/messages.js';
+import type { Layout } from '../base/layout.js';
+import type { Answer, Attr, NameOperation, Time } from '../base/messages.js';
 import { S_ISGID } from '../base/mode_bits.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import type { NativeMount } from '../binding/index.js';
@@ -28,7 +29,7 @@ type Delegated = NonNullable<Answer<ClientOperations, 'create'>['delegated']>;
 
 interface LocalDirectory {
   attr: Attr;
-  layout: LayoutName;
+  layout: Layout;
   names: Map<string, number>;
 }
 
@@ -73,7 +74,7 @@ export class LocalDirectories {
   }
 
   /** A directory that was just made, and is ours. */
-  take(attr: Attr, { layout, numbers }: Delegated): void {
+  take(attr: Attr, { numbers, ...layout }: Delegated): void {
     if (numbers.count > 0) this.numbers = { next: numbers.first, left: numbers.count };
     this.directories.set(attr.ino, { attr, layout, names: new Map() });
     this.keepBounds();
@@ -111,7 +112,7 @@ export class LocalDirectories {
       ...{ ino, kind: 'file', mode, uid, gid, nlink: 1, rdev: 0, size: 0, blocks: 0 },
       ...{ atime: at, mtime: at, ctime: at, change: 1 },
     };
-    const header = { ino, layout: directory.layout, stripeUnit: STRIPE_UNIT_BYTES, size: 0, mtime: at, ctime: at, change: 1, epoch: 1 };
+    const header = { ino, ...directory.layout, stripeUnit: STRIPE_UNIT_BYTES, size: 0, mtime: at, ctime: at, change: 1, epoch: 1 };
     const file = held.openGranted({ mode: 'write', attr, record: encodeRecord({ ...header, extents: [] }), regions: [] }, asked.open);
     native.setUnannounced(ino, true);
     return file;

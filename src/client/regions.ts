@@ -10,6 +10,7 @@ import {
   decodeRecordHeader,
   ExtentHeaderBytes,
   ExtentMemberBytes,
+  MemberFlag,
   RecordHeaderBytes,
   Right,
 } from '../base/protocol.js';
@@ -25,6 +26,9 @@ export class KnownRegions {
   /** Regions that we carve files from. */
   private readonly provision = new Set<number>();
   private readonly up = new Set<string>();
+  /** Appliances that native knows, and those that have been down for as long as this mount has known them. */
+  private readonly placed = new Set<string>();
+  private readonly away = new Set<string>();
   /** An appliance came back with an earlier state of these. */
   onBehind: (regions: ReadonlySet<number>) => void = () => undefined;
 
@@ -35,11 +39,14 @@ export class KnownRegions {
 
   putAppliances(appliances: readonly ApplianceInfo[]): void {
     this.up.clear();
-    for (const { id, hostId, address, port, linkName, incarnation, verbs, state, store, moreEndpoints = [] } of appliances) {
+    for (const { id, hostId, rack = '', address, port, linkName, incarnation, verbs, state, store, moreEndpoints = [] } of appliances) {
       // One that is down keeps its last address: native finds out by itself, and it may come back there.
+      if (state !== 'up' && !this.placed.has(id)) this.away.add(id);
       if (state !== 'up') continue;
+      this.away.delete(id);
       this.up.add(id);
-      this.native.putAppliance({ id, hostId, address, port, moreEndpoints, linkName, incarnation, verbs: verbs === true });
+      this.placed.add(id);
+      this.native.putAppliance({ id, hostId, rack, address, port, moreEndpoints, linkName, incarnation, verbs: verbs === true });
       const gone = [...this.known].filter(([, where]) => where.appliance === id && where.incarnation !== incarnation);
       this.lose(gone.map(([region]) => region));
       if (store !== undefined && gone.length > 0) this.onBehind(new Set(gone.map(([region]) => region)));
@@ -48,6 +55,7 @@ export class KnownRegions {
 
   put(grants: readonly RegionGrant[]): void {
     for (const { region, bytes, appliance, incarnation, capability } of grants) {
+      if (this.away.has(appliance)) continue; // what has copies is read elsewhere
       this.native.putRegion({ region, bytes, appliance, capability });
       const view = new DataView(capability.buffer, capability.byteOffset, capability.byteLength);
       const writable = (decodeCapability(view, 0).rights & Right.write) !== 0;
@@ -99,7 +107,7 @@ export class KnownRegions {
   }
 }
 
-/** The regions that a file's record names. */
+/** The regions that a file's record names, but for copies that do not count. */
 export function regionsIn(record: Uint8Array): Set<number> {
   const regions = new Set<number>();
   const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
@@ -108,7 +116,8 @@ export function regionsIn(record: Uint8Array): Set<number> {
     const { memberCount } = decodeExtentHeader(view, at);
     at += ExtentHeaderBytes;
     for (let member = 0; member < memberCount; member += 1, at += ExtentMemberBytes) {
-      regions.add(Number(decodeExtentMember(view, at).region));
+      const { region, offset } = decodeExtentMember(view, at);
+      if ((offset & BigInt(MemberFlag.missing)) === 0n) regions.add(Number(region));
     }
   }
   return regions;

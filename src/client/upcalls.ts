@@ -16,7 +16,10 @@ import type { LocalDirectories } from './local_directories.js';
 import type { KnownRegions } from './regions.js';
 import type { Reserve } from './reserve.js';
 
-export type Question = Extract<Upcall, { kind: 'commit' | 'provision' | 'extend' | 'wrote' | 'claimEnd' | 'giveUpEnd' | 'dropPrivileges' }>;
+export type Question = Extract<
+  Upcall,
+  { kind: 'commit' | 'provision' | 'extend' | 'wrote' | 'claimEnd' | 'giveUpEnd' | 'dropPrivileges' | 'dropCopies' }
+>;
 type Asked<Kind extends Question['kind']> = Extract<Question, { kind: Kind }>;
 
 export interface UpcallParts {
@@ -68,6 +71,8 @@ export class Upcalls {
         return this.giveUpEnd(question);
       case 'dropPrivileges':
         return this.dropPrivileges(question);
+      case 'dropCopies':
+        return this.dropCopies(question);
     }
   }
 
@@ -149,6 +154,14 @@ export class Upcalls {
     file.unclean = true;
     await manager.ask('giveUpEnd', { ino: node });
     file.unclean = false;
+  }
+
+  /** Native takes from the answer which copies count; the rest of it is older than what it has, of a file that it writes to. */
+  private async dropCopies({ node, record, places }: Asked<'dropCopies'>): Promise<Uint8Array> {
+    const { manager, held } = this.parts;
+    if (held.get(node)?.uncertain === true)
+      throw new ExtmemError('EIO', `dropping copies of inode ${node}: a truncation is uncertain until the manager is back`);
+    return (await manager.ask('dropCopies', { ino: node, record, places })).record;
   }
 
   /** As the kernel does it for what goes through its cache (inode(7)). */

@@ -8,6 +8,7 @@ const OWN_CODES: Record<string, number> = {
   ECLOSED: constants.errno.EIO, // native object or session is closed
   MANAGER_UNREACHABLE: constants.errno.EIO,
   FENCED: constants.errno.EIO, // this client's right to the data is gone
+  EDOMAIN: constants.errno.ENOSPC, // copies cannot be kept as far apart as asked
   BAD_REQUEST: constants.errno.EINVAL,
 };
 

@@ -59,6 +59,7 @@ export class FileSystem {
       case 'claimEnd':
       case 'giveUpEnd':
       case 'dropPrivileges':
+      case 'dropCopies':
         return this.client.answerUpcall(call);
     }
   }

@@ -4,13 +4,16 @@
  * carves it from its provision.
  */
 import { ExtmemError } from '../base/errors.js';
-import type { Extent } from '../base/file_record.js';
-import type { Attr, Durability, LayoutName } from '../base/messages.js';
+import { columnMembers, columnsOf, copiesOf, type Extent } from '../base/file_record.js';
+import { formatLayout, hasCopies, parseAcross, parseLayout, type Layout } from '../base/layout.js';
+import { lostRanges } from '../base/marks.js';
+import type { AcrossName, Attr, Durability } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import type { Contents, ContentsParts } from './contents.js';
 import type { DirectoryDelegations } from './directory_delegations.js';
 import { roundUpToPages, type Files } from './files.js';
-import { attrOf, DEFAULT_LAYOUT, findFile, findInode, ROOT_INO, type Inode } from './inode.js';
+import { formColumns, widthOf } from './domains.js';
+import { attrOf, findFile, findInode, layoutOf, ROOT_INO, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { putInode, type Names } from './names.js';
 import type { Persistence } from './persistence.js';
@@ -32,7 +35,20 @@ export interface AllocationInfo {
   ino: number;
   bytes: number;
   allocatedBytes: number;
-  layout: LayoutName;
+  /** As --layout says it. */
+  layout: string;
+  copies: number;
+  /** What the copies were asked not to share; absent: they were to be as far apart as can be. */
+  across?: AcrossName;
+  /** What none of its copies share, as they lie; `none`: there is one copy of part of it. */
+  apart: AcrossName | 'none';
+  /** So many of what the copies do not share can be lost, and everything is still there. */
+  bears: number;
+  /** Copies that are not counted on, by appliance: they missed a write, or may differ from the others. */
+  missing: string[];
+  unsynced: string[];
+  /** Bytes of the file of which nothing is left. */
+  lostRanges: { offset: number; length: number }[];
   dedicated: boolean;
   extents: number;
   regions: { region: number; bytes: number; appliance: string; lost: boolean }[];
@@ -52,7 +68,8 @@ export class Allocations {
   async create(ask: {
     path: string;
     bytes: number;
-    layout?: LayoutName;
+    layout?: string;
+    across?: string;
     dedicated?: boolean;
     durability?: Durability;
   }): Promise<AllocationInfo> {
@@ -60,7 +77,13 @@ export class Allocations {
     checkSize(ask.bytes);
     const { parent, name } = await this.parentOf(ask.path);
     if (names.lookup(store, parent.ino, name) !== undefined) throw new ExtmemError('EEXIST', `${ask.path} exists`);
-    const layout = ask.layout ?? parent.layout ?? DEFAULT_LAYOUT;
+    const inherited = layoutOf(parent);
+    const across = ask.across === undefined ? inherited.across : parseAcross(ask.across);
+    const layout: Layout = {
+      ...(ask.layout === undefined ? inherited : parseLayout(ask.layout)),
+      ...(across === undefined ? {} : { across }),
+    };
+    this.checkApart(layout);
     const isDedicated = ask.dedicated ?? ask.bytes >= this.parts.dedicatedBytes;
     const regions = isDedicated && ask.bytes > 0 ? await this.takeRegions(ask.bytes, layout) : [];
     try {
@@ -77,7 +100,8 @@ export class Allocations {
           exclusive: true,
         });
         const durability = ask.durability === 'persisted' ? { durability: ask.durability } : {};
-        const sized: Inode = { ...made.inode, size: ask.bytes, layout, ...durability };
+        const { layout: _layout, copies: _copies, across: _across, ...plain } = made.inode;
+        const sized: Inode = { ...plain, size: ask.bytes, ...layout, ...durability };
         putInode(tx, sized);
         return { inode: this.giveRegions(tx, sized, regions, { from: 0, size: ask.bytes }), changes: made.changes };
       });
@@ -97,7 +121,7 @@ export class Allocations {
     const isDedicated = regions.ofFile(inode.ino).length > 0;
     const end = this.allocatedEnd(inode.ino);
     const isGrowing = isDedicated && bytes > Math.max(inode.size, end);
-    const made = isGrowing ? await this.takeRegions(bytes - end, inode.layout ?? DEFAULT_LAYOUT) : [];
+    const made = isGrowing ? await this.takeRegions(bytes - end, layoutOf(inode)) : [];
     try {
       // Also to make it longer: whoever writes to it gives it back first, and all are told.
       await contents.truncate(
@@ -161,10 +185,22 @@ export class Allocations {
   /** What user.extmem.placement says of a file. */
   placementOf(ino: number): { region: number; appliance: string; bytes: number; lost: boolean }[] {
     const { files, regions, store } = this.parts;
-    return [...files.regionIds(files.extents(store, ino))].map((id) => {
+    const ids = new Set(files.extents(store, ino).flatMap(({ members }) => members.map(({ region }) => region)));
+    return [...ids].map((id) => {
       const row = regions.get(id)?.row;
       return { region: id, appliance: row?.appliance ?? '', bytes: row?.bytes ?? 0, lost: row?.lost ?? true };
     });
+  }
+
+  /** Throws EDOMAIN if no appliances that are up could hold the copies. */
+  checkApart({ layout, copies = 1, across }: Layout): void {
+    const up = this.parts.appliances.up().map(({ info }) => info);
+    if (copies === 1 || formColumns(up, { copies, across }).length > 0) return;
+    const asked = across === undefined ? 'on different appliances' : `on different ${across}s`;
+    throw new ExtmemError(
+      'EDOMAIN',
+      `${formatLayout({ layout, copies })} keeps ${copies} copies ${asked}: the ${up.length} appliances that are up do not allow that`,
+    );
   }
 
   private async findPath(path: string): Promise<Inode> {
@@ -215,24 +251,34 @@ export class Allocations {
     return { parent, name };
   }
 
-  private async takeRegions(bytes: number, layout: LayoutName): Promise<Region[]> {
+  /** As many for each column as there are copies, in order. */
+  private async takeRegions(bytes: number, { layout, copies = 1, across }: Layout): Promise<Region[]> {
     const { regions, appliances, placement } = this.parts;
-    const unit = layout === 'stripe' ? STRIPE_UNIT_BYTES : PAGE_BYTES;
-    const candidates = appliances
-      .up()
-      .filter((one) => !appliances.owesFences(one.id))
-      .map((one) => ({ id: one.id, freeBytes: regions.freeBytes(one) }));
-    const chosen = placement.choose(bytes, unit, candidates);
+    const unit = isStriped(layout) ? STRIPE_UNIT_BYTES : PAGE_BYTES;
+    const usable = appliances.up().filter((one) => !appliances.owesFences(one.id));
+    const candidates = placement.order(usable.map((one) => ({ id: one.id, freeBytes: regions.freeBytes(one) })));
+    const placed = candidates.flatMap((candidate) => {
+      const info = appliances.get(candidate.id)?.info;
+      return info === undefined ? [] : [{ ...info, ...candidate }];
+    });
+    // A column has the room of its fullest appliance.
+    const columns = formColumns(placed, { copies, across }).map((column, index) => ({
+      id: String(index).padStart(3, '0'),
+      freeBytes: Math.min(...column.map(({ freeBytes }) => freeBytes)),
+      column,
+    }));
+    const chosen = placement.choose(bytes, unit, columns);
     if (chosen.length === 0) {
       const free = candidates.reduce((sum, candidate) => sum + candidate.freeBytes, 0);
       throw new ExtmemError(
         'ENOSPC',
-        `${bytes} bytes in equal shares do not fit: ${free} bytes are free on ${candidates.length} appliances that are up`,
+        `${bytes} bytes in equal shares${copies > 1 ? `, ${copies} copies of each,` : ''} do not fit: ${free} bytes are free on ${candidates.length} appliances that are up`,
       );
     }
     const share = shareOf(bytes, unit, chosen.length);
+    const asks = chosen.flatMap(({ id }) => columns.find((one) => one.id === id)?.column ?? []);
     return regions.create(
-      chosen.map(({ id }) => ({ appliance: id, bytes: share })),
+      asks.map(({ id }) => ({ appliance: id, bytes: share })),
       { ino: UNBORN_INO },
     );
   }
@@ -245,7 +291,7 @@ export class Allocations {
   ): Inode {
     if (made.length === 0) return inode;
     for (const region of made) this.parts.regions.setRow(tx, region, { ino: inode.ino });
-    return this.parts.files.append(tx, inode, extentsOver(made, inode.layout ?? DEFAULT_LAYOUT, range.from), range.size);
+    return this.parts.files.append(tx, inode, extentsOver(made, layoutOf(inode), range.from), range.size);
   }
 
   private allocatedEnd(ino: number): number {
@@ -256,18 +302,25 @@ export class Allocations {
   private describe(path: string, inode: Inode): AllocationInfo {
     const { store, files, delegations, clients, regions } = this.parts;
     const placed = this.placementOf(inode.ino);
+    const extents = files.extents(store, inode.ino);
     const appliances = [...new Set(placed.map(({ appliance }) => appliance))].sort();
+    const { copies = 1, across, layout } = layoutOf(inode);
+    const lost = lostRanges(extents, (region) => regions.get(region)?.row.lost !== false);
     return {
       path: `/${splitPath(path).join('/')}`,
       ino: inode.ino,
       bytes: inode.size,
       allocatedBytes: inode.blocks * 512,
-      layout: inode.layout ?? DEFAULT_LAYOUT,
+      layout: formatLayout({ layout, copies }),
+      copies,
+      ...(across === undefined ? {} : { across }),
+      ...this.redundancyOf(extents),
+      lostRanges: lost,
       dedicated: placed.some(({ region }) => regions.get(region)?.row.ino === inode.ino),
-      extents: files.extents(store, inode.ino).length,
+      extents: extents.length,
       regions: placed.map(({ region, bytes, appliance, lost }) => ({ region, bytes, appliance, lost })),
       appliances,
-      lost: placed.some(({ lost }) => lost),
+      lost: lost.length > 0,
       durability: inode.durability ?? 'memory',
       behind: this.parts.persistence.isBehind(store, inode.ino),
       holders: delegations.holders(inode.ino).map(({ client, row }) => ({
@@ -278,18 +331,51 @@ export class Allocations {
         connected: clients.get(client)?.isConnected ?? false,
       })),
       attr: attrOf(inode),
-      warning: `${inode.layout ?? DEFAULT_LAYOUT} keeps one copy: the loss of an appliance that holds part of it loses that part`,
+      warning: hasCopies(layout) ? '' : `${layout} keeps one copy: the loss of an appliance that holds part of it loses that part`,
     };
+  }
+
+  /** What the copies of a file bear as they lie now. */
+  private redundancyOf(extents: readonly Extent[]): Pick<AllocationInfo, 'apart' | 'bears' | 'missing' | 'unsynced'> {
+    const { regions, appliances } = this.parts;
+    const applianceOf = (region: number): string => regions.get(region)?.row.appliance ?? '';
+    const missing = new Set<string>();
+    const unsynced = new Set<string>();
+    let apart: AllocationInfo['apart'] = extents.length === 0 ? 'none' : 'rack';
+    let bears = extents.length === 0 ? 0 : Infinity;
+    const narrow = ['none', 'appliance', 'host', 'rack'] as const;
+    for (const extent of extents) {
+      for (let column = 0; column < columnsOf(extent); column++) {
+        const copies = columnMembers(extent, column);
+        for (const copy of copies) if (copy.missing === true) missing.add(applianceOf(copy.region));
+        for (const copy of copies) if (copy.unsynced === true) unsynced.add(applianceOf(copy.region));
+        const left = copies.filter((copy) => copy.missing === undefined && regions.get(copy.region)?.row.lost === false);
+        bears = Math.min(bears, Math.max(0, left.length - 1));
+        const placed = left.flatMap(({ region }) => appliances.get(applianceOf(region))?.info ?? []);
+        const width = copiesOf(extent) === 1 || placed.length < 2 ? 'none' : widthOf(placed);
+        if (narrow.indexOf(width) < narrow.indexOf(apart)) apart = width;
+      }
+    }
+    return { apart, bears, missing: [...missing].sort(), unsynced: [...unsynced].sort() };
   }
 }
 
-/** One striped extent over all regions, or one extent per region. Regions are whole: their ends may lie beyond the file's. */
-function extentsOver(made: readonly Region[], layout: LayoutName, from: number): Extent[] {
+function isStriped(layout: Layout['layout']): boolean {
+  return layout === 'stripe' || layout === 'raid10';
+}
+
+/** One extent of several columns over all regions, or one extent per column. Regions are whole: their ends may lie beyond the file's. */
+function extentsOver(made: readonly Region[], { layout, copies = 1 }: Layout, from: number): Extent[] {
   const members = made.map((region) => ({ region: region.id, offset: 0 }));
   const share = made[0]?.row.bytes ?? 0;
-  if (layout === 'stripe' && members.length > 1)
-    return [{ fileOffset: from, length: share * members.length, unit: STRIPE_UNIT_BYTES, members }];
-  return members.map((member, index) => ({ fileOffset: from + index * share, length: share, unit: share, members: [member] }));
+  const columns = members.length / copies;
+  const several = copies > 1 ? { copies } : {};
+  if (isStriped(layout) && columns > 1)
+    return [{ fileOffset: from, length: share * columns, unit: STRIPE_UNIT_BYTES, ...several, members }];
+  return Array.from({ length: columns }, (_, column) => ({
+    ...{ fileOffset: from + column * share, length: share, unit: share, ...several },
+    members: members.slice(column * copies, (column + 1) * copies),
+  }));
 }
 
 function checkSize(bytes: number): void {

@@ -8,7 +8,7 @@ import type { Answer, Ask, Attr, clientOperations } from '../base/messages.js';
 import { PROTOCOL_VERSION, Right } from '../base/protocol.js';
 import type { Handlers } from '../base/session.js';
 import type { Client, ClientSession } from './clients.js';
-import { attrOf, DEFAULT_LAYOUT, findInode, ROOT_INO, type Inode } from './inode.js';
+import { attrOf, findInode, layoutOf, ROOT_INO, type Inode } from './inode.js';
 import { directoryLock } from './interest.js';
 import { times } from './limits.js';
 import { takeNumber } from './metadata_store.js';
@@ -218,6 +218,7 @@ type ContentName =
   | 'extend'
   | 'wrote'
   | 'claimEnd'
+  | 'dropCopies'
   | 'giveUpEnd'
   | 'provision'
   | 'regions'
@@ -245,6 +246,7 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
     extend: (ask) => contents.extend(me(), ask),
     wrote: (ask) => contents.wrote(me(), ask),
     claimEnd: (ask) => contents.claimEnd(me(), ask),
+    dropCopies: (ask) => parts.copies.drop(me(), ask),
     giveUpEnd: ({ ino }) => (contents.giveUpEnd(me(), ino), {}),
     provision: async ({ bytes, appliances }) => ({ regions: await parts.provisions.provision(me(), bytes, appliances) }),
     regions: ({ regions: ids }) => ({ regions: regionGrants(parts, me(), ids) }),
@@ -321,7 +323,7 @@ async function create(parts: Parts, client: Client, ask: Ask<Operations, 'create
       const { attr, cacheable } = await delegations.attributes(client, inode.ino);
       if (cacheable) interest.noteAttributes(client, inode.ino);
       const isDelegated = inode.kind === 'directory' && isNew && directories.isHeldBy(inode.ino, client);
-      const delegated = isDelegated ? { delegated: { layout: inode.layout ?? DEFAULT_LAYOUT, numbers } } : {};
+      const delegated = isDelegated ? { delegated: { ...layoutOf(inode), numbers } } : {};
       return { attr, parents: changes.parents, ...delegated };
     }
     const grant = isNew ? delegations.grantOf(client, inode.ino) : await delegations.acquire(client, inode.ino, 'write');

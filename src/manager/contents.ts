@@ -4,11 +4,12 @@
  * told (or is fenced), then the call is answered and freed pieces are zeroed.
  */
 import { ExtmemError } from '../base/errors.js';
-import { locate, recordIno } from '../base/file_record.js';
-import type { Answer, Ask, Attr, clientOperations, clientPushes, SetAttr } from '../base/messages.js';
+import { locateCopies, recordIno } from '../base/file_record.js';
+import type { Answer, Ask, Attr, clientOperations, clientPushes, RegionPiece, SetAttr } from '../base/messages.js';
 import { PAGE_BYTES, RECALL_TIMEOUT_MS } from '../base/protocol.js';
 import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
+import type { Copies } from './copies.js';
 import type { Delegations, Holder } from './delegations.js';
 import { demand } from './demand.js';
 import type { Ends } from './ends.js';
@@ -36,6 +37,7 @@ export interface ContentsParts {
   delegations: Delegations;
   ends: Ends;
   persistence: Persistence;
+  copies: Copies;
   fence(client: Client, why: string): Promise<void>;
 }
 
@@ -338,13 +340,20 @@ export class Contents {
   }
 
   private async zeroInPage(inode: Inode, from: number, to: number): Promise<void> {
-    const { store, files, regions, appliances } = this.parts;
-    const at = locate({ extents: files.extents(store, inode.ino) }, from);
-    const region = at === undefined ? undefined : regions.get(at.region);
-    if (at === undefined || region === undefined || region.row.lost) return;
-    const appliance = appliances.get(region.row.appliance);
-    if (appliance === undefined) return;
-    await appliances.call(appliance, 'punch', { pieces: [{ region: at.region, offset: at.offset, length: to - from }] });
+    const { store, files, copies } = this.parts;
+    const there = locateCopies({ extents: files.extents(store, inode.ino) }, from).filter(({ missing }) => missing === undefined);
+    const zeroed = await Promise.all(there.map(({ region, offset }) => settle(this.zeroAt({ region, offset, length: to - from }))));
+    const failed = there.filter((_, index) => zeroed[index] !== undefined);
+    if (failed.length > 0 && failed.length < there.length) return copies.dropPlaces(inode.ino, failed);
+    const [error] = zeroed;
+    if (error !== undefined) throw error;
+  }
+
+  private async zeroAt(piece: RegionPiece): Promise<void> {
+    const { regions, appliances } = this.parts;
+    const row = regions.get(piece.region)?.row;
+    const appliance = row === undefined || row.lost ? undefined : appliances.get(row.appliance);
+    if (appliance !== undefined) await appliances.call(appliance, 'punch', { pieces: [piece] });
   }
 
   /** All of these have dropped what changed when this resolves; who cannot be told is fenced. must: so is who does not answer. */

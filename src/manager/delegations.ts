@@ -5,8 +5,8 @@
  * nobody has it open for writing). A stronger mode is granted only after every holder that it conflicts with has answered a
  * recall or is fenced. What a holder may do is written down before it is told. Delegations survive this process.
  *
- * One change at a time per file (`turns`), except what a recalled holder may need in order to answer: commit, extend, wrote and
- * release never wait for a turn.
+ * One change at a time per file (`turns`), except what a recalled holder may need in order to answer: commit, extend, wrote,
+ * dropCopies and release never wait for a turn.
  */
 import { ExtmemError } from '../base/errors.js';
 import { allocatedBytes, decodeRecord } from '../base/file_record.js';
@@ -17,7 +17,7 @@ import type { Client, Clients } from './clients.js';
 import { demand } from './demand.js';
 import type { Ends } from './ends.js';
 import { laterOf, type Files } from './files.js';
-import { attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
+import { acceptsEpoch, attrOf, findFile, findInode, recordOf, type Inode } from './inode.js';
 import type { Interest } from './interest.js';
 import { KeyedMutex } from './keyed_mutex.js';
 import { times } from './limits.js';
@@ -405,7 +405,7 @@ function overlay(inode: Inode, bytes: Uint8Array): Attr {
   const attr = attrOf(inode);
   try {
     const record = decodeRecord(bytes);
-    if (record.epoch !== inode.epoch) return attr;
+    if (!acceptsEpoch(inode, record.epoch)) return attr;
     return {
       ...attr,
       size: record.size,

@@ -29,6 +29,8 @@ export interface FencingParts {
   regions: Regions;
   reclaimer: Reclaimer;
   log: Logger;
+  /** Of what it was writing, some copies may have it and others not. */
+  writerDied(client: Client): Promise<void>;
 }
 
 export class Fencing {
@@ -88,6 +90,7 @@ export class Fencing {
     client.session?.terminate(`fenced: ${why}`);
     await appliances.fenceEverywhere(clients.dead());
     await this.takeNewestRecords(client);
+    await this.parts.writerDied(client);
     delegations.died(client);
     await this.forget(client);
     log.info({ client: client.id }, 'client is fenced');

@@ -11,6 +11,7 @@ import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import {
   allocatedBytes,
+  columnMembers,
   columnsOf,
   copiesOf,
   cutExtents,
@@ -25,9 +26,10 @@ import {
   type Extent,
   type FileRecord,
 } from '../base/file_record.js';
+import { carryMarks } from '../base/marks.js';
 import type { RegionPiece, Time } from '../base/messages.js';
 import { PAGE_BYTES } from '../base/protocol.js';
-import { recordHeader, type Inode } from './inode.js';
+import { acceptsEpoch, recordHeader, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type ReadView, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';
@@ -44,9 +46,10 @@ export class Files {
 
   /** A record from the holder of the write delegation becomes the file's. Throws ESTALE, EINVAL, EFBIG. */
   commit(tx: Transaction, inode: Inode, bytes: Uint8Array, client: number): Inode {
-    const record = decodeRecord(bytes);
+    const decoded = decodeRecord(bytes);
+    const record = this.withMarks(tx, inode, decoded);
     if (record.ino !== inode.ino) throw new ExtmemError('EINVAL', `a record of inode ${record.ino} cannot be that of inode ${inode.ino}`);
-    if (record.epoch !== inode.epoch)
+    if (!acceptsEpoch(inode, record.epoch))
       throw new ExtmemError(
         'ESTALE',
         `inode ${inode.ino}: its extents were changed since this record (epoch ${record.epoch}, now ${inode.epoch})`,
@@ -54,7 +57,8 @@ export class Files {
     if (record.size > limits.fileBytes)
       throw new ExtmemError('EFBIG', `inode ${inode.ino}: ${record.size} bytes are more than a file can have`);
     const stored = tx.get<Uint8Array>(keys.record(inode.ino));
-    const extentsChanged = stored === undefined ? record.extents.length > 0 : !sameExtents(stored, bytes);
+    const encoded = record === decoded ? bytes : encodeRecord(record);
+    const extentsChanged = stored === undefined ? record.extents.length > 0 : !sameExtents(stored, encoded);
     const sizeChanged = record.size !== inode.size || !isSameTime(record.mtime, inode.mtime);
     if (!extentsChanged && !sizeChanged && record.change <= inode.change) return inode;
     const next: Inode = {
@@ -65,7 +69,7 @@ export class Files {
       change: record.change > inode.change ? record.change : inode.change + 1,
       blocks: extentsChanged ? allocatedBytes(record) / BLOCK_BYTES : inode.blocks,
     };
-    if (extentsChanged) this.replaceExtents(tx, stored, bytes, record, client);
+    if (extentsChanged) this.replaceExtents(tx, stored, encoded, record, client);
     putInode(tx, next);
     return next;
   }
@@ -113,7 +117,8 @@ export class Files {
     const stored = tx.get<Uint8Array>(keys.record(inode.ino));
     const current: FileRecord = { ...recordHeader(inode), extents: stored === undefined ? [] : decodeRecord(stored).extents };
     // Made before a truncation: nothing of it can be taken. What is the caller's own and in no file goes back to it.
-    if (proposed.epoch !== inode.epoch) return { inode, unused: this.unclaimed(subtractPieces(pieces(proposed), pieces(current)), client) };
+    if (!acceptsEpoch(inode, proposed.epoch))
+      return { inode, unused: this.unclaimed(subtractPieces(pieces(proposed), pieces(current)), client) };
     const { record, added, unused } = mergeExtents(current, proposed);
     if (added.length === 0) return { inode, unused };
     const taken = checkedPieces(added, inode.ino);
@@ -123,6 +128,19 @@ export class Files {
     putInode(tx, next);
     this.regions.claim(taken);
     return { inode: next, unused };
+  }
+
+  /** Members are marked, or no more; the pieces stay. Answers the same inode when nothing changes. */
+  mark(tx: Transaction, inode: Inode, change: (extents: Extent[]) => Extent[]): Inode {
+    const before = this.extents(tx, inode.ino);
+    const after = change(before);
+    if (after === before) return inode;
+    const epoch = inode.epoch + 1;
+    const since = inode.marked?.to === inode.epoch ? inode.marked.since : inode.epoch;
+    const next: Inode = { ...inode, change: inode.change + 1, epoch, marked: { since, to: epoch } };
+    this.putRecord(tx, { ...recordHeader(next), extents: after });
+    putInode(tx, next);
+    return next;
   }
 
   /** Shared mode: a range was written through; the file is at least so long. */
@@ -176,14 +194,11 @@ export class Files {
     if (stored === undefined) return;
     tx.remove(keys.record(ino));
     const { extents } = decodeRecord(stored);
-    const first = extents[0]?.members[0];
+    const [first] = extents;
+    const beside = first === undefined ? [] : columnMembers(first, 0).map(({ region }) => ({ region, ino }));
     const own = this.ownRegions(extents, ino);
     for (const region of own) this.regions.setRow(tx, region, { ino: 0 });
-    this.reclaimer.free(
-      tx,
-      joinPieces(extents.flatMap(extentPieces)),
-      first === undefined ? {} : { record: { region: first.region, ino } },
-    );
+    this.reclaimer.free(tx, joinPieces(extents.flatMap(extentPieces)), { records: beside });
   }
 
   extents(view: ReadView, ino: number): Extent[] {
@@ -191,15 +206,16 @@ export class Files {
     return stored === undefined ? [] : decodeRecord(stored).extents;
   }
 
+  /** Of what counts: missing copies are neither read nor written. */
   regionIds(extents: readonly Extent[]): Set<number> {
     const ids = new Set<number>();
-    for (const extent of extents) for (const { region } of extent.members) ids.add(region);
+    for (const extent of extents) for (const { region, missing } of extent.members) if (missing === undefined) ids.add(region);
     return ids;
   }
 
   /** All regions of its own, also those that a cut has emptied. */
   private ownRegions(extents: readonly Extent[], ino: number): Region[] {
-    const dedicated = [...this.regionIds(extents)].some((id) => this.regions.get(id)?.row.ino === ino);
+    const dedicated = extents.some(({ members }) => members.some(({ region }) => this.regions.get(region)?.row.ino === ino));
     return dedicated ? this.regions.ofFile(ino) : [];
   }
 
@@ -215,6 +231,13 @@ export class Files {
     else tx.put(keys.record(ino), Buffer.from(bytes)); // as its writer encodes it: the next one is compared byte by byte
     this.reclaimer.free(tx, subtractPieces(oldPieces, newPieces));
     this.regions.claim(added);
+  }
+
+  /** Which copies count is not for a writer to say, but for those that it has seen lost. */
+  private withMarks(tx: Transaction, inode: Inode, record: FileRecord): FileRecord {
+    if (!record.extents.some((extent) => copiesOf(extent) > 1)) return record;
+    const extents = carryMarks(record.extents, this.extents(tx, inode.ino), record.epoch === inode.epoch);
+    return extents === record.extents ? record : { ...record, extents };
   }
 
   private putRecord(tx: Transaction, record: FileRecord): void {

@@ -18,7 +18,7 @@ import {
   clientOperations,
   clientPushes,
   Durability,
-  LayoutName,
+  AcrossName,
   type Operations,
 } from '../base/messages.js';
 import { MAX_FRAME_BYTES, Session, type Handlers, type SessionSocket, type SessionTables } from '../base/session.js';
@@ -39,7 +39,10 @@ const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() })
 const CreateBody = Type.Object({
   path: Type.String({ minLength: 1 }),
   bytes: Type.Integer({ minimum: 0 }),
-  layout: Type.Optional(LayoutName),
+  /** As `--layout`: stripe, concat, mirror, raid10, mirror:3 … */
+  layout: Type.Optional(Type.String()),
+  /** What the copies must not share. */
+  across: Type.Optional(AcrossName),
   durability: Type.Optional(Durability),
   /** Regions of its own, whatever its size. */
   dedicated: Type.Optional(Type.Boolean()),
@@ -70,6 +73,7 @@ const statusOfCode: Record<string, number> = {
   EFBIG: 400,
   ENOSPC: 507,
   ENOTSUP: 409,
+  EDOMAIN: 409,
   ESTORE: 507,
 };
 

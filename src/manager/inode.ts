@@ -5,12 +5,12 @@
 import { ExtmemError } from '../base/errors.js';
 import { now } from '../base/clock.js';
 import { encodeRecord, restampRecord } from '../base/file_record.js';
-import type { Attr, Durability, InodeKind, LayoutName, Time } from '../base/messages.js';
+import { DEFAULT_LAYOUT, type Layout } from '../base/layout.js';
+import type { AcrossName, Attr, Durability, InodeKind, LayoutName, Time } from '../base/messages.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import { keys, type ReadView } from './metadata_store.js';
 
 export const ROOT_INO = 1;
-export const DEFAULT_LAYOUT: LayoutName = 'stripe';
 /** 0 begins a listing; 1 and 2 are left to '.' and '..'. */
 export const FIRST_COOKIE = 3;
 
@@ -30,8 +30,13 @@ export interface Inode {
   readonly change: number;
   /** Of the file's extents: a record with an older one is not accepted. */
   readonly epoch: number;
+  /** Between these epochs only marks of members changed, which are not a writer's to say: its records are accepted since then.
+   *  Void when `to` is not the present epoch. */
+  readonly marked?: { readonly since: number; readonly to: number };
   /** A file's own, and for a directory that of files made in it; absent: the default. */
   readonly layout?: LayoutName;
+  readonly copies?: number;
+  readonly across?: AcrossName;
   /** What fsync of a file promises; absent: memory. */
   readonly durability?: Durability;
   /** Of a symlink. */
@@ -79,9 +84,18 @@ export function findFile(view: ReadView, ino: number): Inode {
   return inode;
 }
 
+export function layoutOf({ layout = DEFAULT_LAYOUT.layout, copies, across }: Pick<Inode, 'layout' | 'copies' | 'across'>): Layout {
+  return { layout, ...(copies === undefined ? {} : { copies }), ...(across === undefined ? {} : { across }) };
+}
+
+/** Whether a record of this epoch was made of extents as they are. */
+export function acceptsEpoch({ epoch, marked }: Inode, ofRecord: number): boolean {
+  return ofRecord === epoch || (marked?.to === epoch && ofRecord >= marked.since && ofRecord < epoch);
+}
+
 export function recordHeader(inode: Inode) {
   const { ino, size, mtime, ctime, change, epoch } = inode;
-  return { ino, layout: inode.layout ?? DEFAULT_LAYOUT, stripeUnit: STRIPE_UNIT_BYTES, size, mtime, ctime, change, epoch };
+  return { ino, ...layoutOf(inode), stripeUnit: STRIPE_UNIT_BYTES, size, mtime, ctime, change, epoch };
 }
 
 /** A file's record as it is told: the stored extents under the inode's present attributes. */

@@ -9,7 +9,7 @@ import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import type { Ask, Attr, InodeKind, SetAttr, Time, clientOperations } from '../base/messages.js';
 import { S_ISGID, withoutPrivileges } from '../base/mode_bits.js';
-import { attrOf, findDirectory, findInode, FIRST_COOKIE, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
+import { attrOf, findDirectory, findInode, FIRST_COOKIE, layoutOf, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, takeNumber, type ReadView, type Transaction } from './metadata_store.js';
 
@@ -174,7 +174,7 @@ export class Names {
       rdev: ask.kind === 'character' || ask.kind === 'block' ? ask.rdev : 0,
       ...(isDirectory ? { parent: parent.ino, nextCookie: FIRST_COOKIE } : {}),
       ...(made === undefined ? {} : { home: parent.ino }),
-      ...((isDirectory || ask.kind === 'file') && parent.layout !== undefined ? { layout: parent.layout } : {}),
+      ...((isDirectory || ask.kind === 'file') && parent.layout !== undefined ? layoutOf(parent) : {}),
     };
     if (ask.kind !== 'symlink') return inode;
     const target = ask.target ?? '';

@@ -9,6 +9,7 @@ import { Allocations } from './allocations.js';
 import { Appliances } from './appliances.js';
 import { Clients } from './clients.js';
 import { Contents } from './contents.js';
+import { Copies } from './copies.js';
 import { Delegations } from './delegations.js';
 import { DirectoryDelegations } from './directory_delegations.js';
 import { Ends } from './ends.js';
@@ -44,6 +45,7 @@ export interface Parts {
   directories: DirectoryDelegations;
   nameBatches: NameBatches;
   contents: Contents;
+  copies: Copies;
   persistence: Persistence;
   fencing: Fencing;
   provisions: Provisions;
@@ -88,7 +90,9 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const held = { store, clients, files, regions, reclaimer, interest, locks, ends, log };
   const delegations: Delegations = new Delegations({ ...held, fence, clearBeyondEnd });
   const directories = new DirectoryDelegations({ store, clients, turns: delegations.turns, fence });
-  const fencing = new Fencing({ store, appliances, clients, delegations, directories, locks, interest, regions, reclaimer, log });
+  const copies = new Copies({ store, files, regions, reclaimer, clients, delegations, log, fence });
+  const fenced = { store, appliances, clients, delegations, directories, locks, interest, regions, reclaimer, log };
+  const fencing = new Fencing({ ...fenced, writerDied: (client) => copies.writerDied(client) });
   const names = new Names((tx, inode) => {
     directories.drop(tx, inode.ino);
     if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
@@ -96,12 +100,13 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   });
   const nameBatches = new NameBatches({ store, names, delegations, directories, interest, reclaimer });
   const persistence = new Persistence({ store, files, regions, appliances, log });
-  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends, persistence };
+  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends, persistence, copies };
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
   const xattrs = new Xattrs({ store, files, delegations, allocations });
   await store.transact((tx) => names.ensureRoot(tx));
+  await copies.sweep();
   await directories.clean();
   await delegations.clean();
   const parts: Parts = {
@@ -121,6 +126,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     directories,
     nameBatches,
     contents,
+    copies,
     persistence,
     fencing,
     provisions,
@@ -169,12 +175,14 @@ async function listenToAppliances(parts: Parts): Promise<void> {
         log.error({ appliance: appliance.id, regions: lost.length }, 'an appliance came back without some of what it held');
       if (behind.length > 0)
         log.error({ appliance: appliance.id, regions: behind.length }, 'an appliance came back with an earlier state of what it held');
+      await parts.copies.sweep(); // before anybody may use what came back
       await parts.persistence.markBehind(behind);
       reclaimer.dropLost(appliance.id);
       if (lost.length > 0) tellClients(lost);
     },
     lost: async (appliance, incarnation, why) => {
       const lost = await regions.lose(appliance.id, incarnation);
+      await parts.copies.sweep();
       const level = why === 'left' ? 'info' : 'error'; // who stops an appliance knows what goes with it
       if (lost.length > 0) log[level]({ appliance: appliance.id, regions: lost.length }, `an appliance ${why}: what it held is lost`);
       reclaimer.dropLost(appliance.id);

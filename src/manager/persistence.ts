@@ -7,7 +7,7 @@
  * Owner: the event loop.
  */
 import { ExtmemError } from '../base/errors.js';
-import { decodeRecord, pieces } from '../base/file_record.js';
+import { decodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
 import type { Appliances } from './appliances.js';
 import type { Files } from './files.js';
@@ -62,7 +62,7 @@ export class Persistence {
     const behind = new Set(regions);
     const inos = [...store.scan<Uint8Array>(keys.records)].flatMap(([key, record]) => {
       const ino = keys.lastNumber(key);
-      const isMeant = pieces(decodeRecord(record)).some(({ region }) => behind.has(region));
+      const isMeant = [...this.parts.files.regionIds(decodeRecord(record).extents)].some((region) => behind.has(region));
       return isMeant && store.get<Inode>(keys.inode(ino))?.durability !== 'persisted' ? [ino] : [];
     });
     await store.transact((tx) => inos.forEach((ino) => tx.put(keys.behind(ino), 1)));

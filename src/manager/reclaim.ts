@@ -66,9 +66,13 @@ export class Reclaimer {
     }
   }
 
-  /** Within a transaction that takes pieces out of a record. record: of a file that ends with this; cutOf: one that goes on. */
-  free(tx: Transaction, some: readonly RegionPiece[], { record, cutOf }: { record?: RecordPlace; cutOf?: number } = {}): void {
-    if (some.length === 0 && record === undefined) return;
+  /** Within a transaction that takes pieces out of a record. records: of a file that ends with this; cutOf: one that goes on. */
+  free(
+    tx: Transaction,
+    some: readonly RegionPiece[],
+    { records = [], cutOf }: { records?: readonly RecordPlace[]; cutOf?: number } = {},
+  ): void {
+    if (some.length === 0 && records.length === 0) return;
     let ticket = this.byTransaction.get(tx);
     if (ticket === undefined) {
       ticket = { pieces: [], records: [], inos: [], sequence: takeNumber(tx, 'freed'), left: 0 };
@@ -80,7 +84,7 @@ export class Reclaimer {
     if (cutOf !== undefined) ticket.inos?.push(cutOf);
     ticket.pieces.push(...some);
     ticket.left += some.length;
-    if (record !== undefined) ticket.records.push(record);
+    ticket.records.push(...records);
     this.hold(some);
   }
 

@@ -28,6 +28,8 @@ export interface RegionRow {
   readonly client: number;
   readonly ino: number;
   readonly lost: boolean;
+  /** It came back as it was some time ago, and files that have other copies are not yet rid of this one. */
+  readonly stale?: boolean;
 }
 
 export class Region {
@@ -238,7 +240,10 @@ export class Regions {
     const lost = held.filter((region) => !isThere(region));
     const there = held.filter(isThere);
     await this.store.transact((tx) => {
-      for (const region of there) if (before !== info.incarnation) this.setRow(tx, region, { incarnation: info.incarnation });
+      for (const region of there) {
+        const stale = found.get(region.id)?.exact !== true;
+        if (stale || before !== info.incarnation) this.setRow(tx, region, { incarnation: info.incarnation, stale });
+      }
       for (const region of lost) {
         this.setRow(tx, region, { lost: true });
         this.account(id, -region.row.bytes);

@@ -2,17 +2,19 @@
  * Extended attributes: those that programs set, and `user.extmem.*`, which say and set how a file is kept (E5).
  */
 import { ExtmemError } from '../base/errors.js';
+import { DEFAULT_LAYOUT, formatLayout, parseAcross, parseLayout } from '../base/layout.js';
 import type { Ask, clientOperations } from '../base/messages.js';
 import type { Allocations } from './allocations.js';
 import type { Delegations } from './delegations.js';
 import type { Files } from './files.js';
-import { DEFAULT_LAYOUT, findInode, touch, type Inode } from './inode.js';
+import { findInode, layoutOf, touch, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';
 
 const OURS = 'user.extmem.';
 const LAYOUT = 'user.extmem.layout';
+const ACROSS = 'user.extmem.across';
 const DURABILITY = 'user.extmem.durability';
 
 type Stored = Record<string, Uint8Array>;
@@ -33,6 +35,17 @@ function setDurability(inode: Inode, ask: SetAsk): Inode {
   return asked === 'memory' ? rest : { ...rest, durability: asked };
 }
 
+/** Of the layout or of what its copies must not share, the one that is set, or unset. */
+function withLayout(inode: Inode, ask: SetAsk): Inode {
+  const word = ask.value === undefined ? undefined : Buffer.from(ask.value).toString();
+  if (ask.name === ACROSS) {
+    const { across: _, ...rest } = inode;
+    return word === undefined ? rest : { ...rest, across: parseAcross(word) };
+  }
+  const { layout: _layout, copies: _copies, ...rest } = inode;
+  return { ...rest, ...(word === undefined ? DEFAULT_LAYOUT : parseLayout(word)) };
+}
+
 export class Xattrs {
   constructor(private readonly parts: XattrParts) {}
 
@@ -41,7 +54,8 @@ export class Xattrs {
     const inode = findInode(store, ino);
     const all: Stored = { ...store.get<Stored>(keys.xattrs(ino)) };
     if (inode.kind !== 'file' && inode.kind !== 'directory') return all;
-    all[LAYOUT] = Buffer.from(inode.layout ?? DEFAULT_LAYOUT);
+    all[LAYOUT] = Buffer.from(formatLayout(layoutOf(inode)));
+    if (inode.across !== undefined) all[ACROSS] = Buffer.from(inode.across);
     if (inode.kind === 'directory') return all;
     all[DURABILITY] = Buffer.from(inode.durability ?? 'memory');
     all[`${OURS}placement`] = Buffer.from(JSON.stringify(allocations.placementOf(ino)));
@@ -61,17 +75,17 @@ export class Xattrs {
 
   private setOurs(inode: Inode, ask: SetAsk): Inode {
     if (ask.name === DURABILITY) return setDurability(inode, ask);
-    if (ask.name !== LAYOUT) throw new ExtmemError('EPERM', `${ask.name} says how things are; it cannot be set`);
+    if (ask.name !== LAYOUT && ask.name !== ACROSS) throw new ExtmemError('EPERM', `${ask.name} says how things are; it cannot be set`);
     if (inode.kind !== 'file' && inode.kind !== 'directory') throw new ExtmemError('EPERM', `inode ${inode.ino} has no layout`);
-    const layout = ask.value === undefined ? DEFAULT_LAYOUT : Buffer.from(ask.value).toString();
-    if (layout !== 'concat' && layout !== 'stripe') throw new ExtmemError('EINVAL', `'${layout}' is no layout; concat and stripe are`);
+    const next = withLayout(inode, ask);
+    this.parts.allocations.checkApart(layoutOf(next));
     if (inode.kind === 'file') {
       const { store, files, delegations } = this.parts;
       const isEmpty = inode.size === 0 && files.extents(store, inode.ino).length === 0;
       if (!isEmpty) throw new ExtmemError('EBUSY', `inode ${inode.ino} has contents: its layout is chosen while it is empty`);
       if (delegations.isHeld(inode.ino)) throw new ExtmemError('EBUSY', `inode ${inode.ino} is open: its layout is chosen before`);
     }
-    return { ...touch(inode, 'attributes'), layout };
+    return touch(next, 'attributes');
   }
 
   private setStored(tx: Transaction, inode: Inode, ask: SetAsk): Inode {

@@ -3,8 +3,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "base/keys.h"
 #include "cache/page_cache.h"
+#include "extent/file_record.h"
 #include "region/region_server.h"
 
 namespace extmem::cache {
@@ -42,17 +46,50 @@ class Cluster final : public extent::ControlPlane {
 
   /// As manager and appliance do with what was cut off: zero it, then give it back.
   void recycle(const extent::Piece& piece) {
-    unsigned index = piece.region->appliance == appliances_[0] ? 0 : 1;
-    REQUIRE(servers_[index]->punch_region(piece.region->id, piece.region_offset, piece.length) == protocol::Status::ok);
-    slabs_->free(piece.region->id, piece.region_offset, piece.length);
+    for (const extent::Member& copy : piece.all()) {
+      const unsigned index = copy.region->appliance == appliances_[0] ? 0 : 1;
+      REQUIRE(servers_[index]->punch_region(copy.region->id, copy.offset, piece.length) == protocol::Status::ok);
+      slabs_->free(copy.region->id, copy.offset, piece.length);
+    }
   }
 
   void ask(extent::ControlCall& call) override {
     if (call.kind == extent::ControlCall::Kind::provision) call.error = provision() ? 0 : ENOSPC;
+    if (call.kind == extent::ControlCall::Kind::drop_copies) drop_copies(call);
     call.answered();
   }
 
+  /// An appliance is gone, with what it held.
+  void kill(unsigned index) { servers_[index].reset(); }
+
+  std::atomic<bool> refuses_to_drop{false};
+  std::atomic<unsigned> drops{0};
+
  private:
+  /// As the manager does it: what is at these places is missing from now on.
+  void drop_copies(extent::ControlCall& call) {
+    call.error = refuses_to_drop.load() ? EIO : 0;
+    if (call.error != 0) return;
+    ++drops;
+    extent::FileAttributes attributes;
+    extent::ExtentMap before, after;
+    REQUIRE(extent::decode_record(call.record, directory_, attributes, before));
+    for (const extent::Extent& one : before.extents()) {
+      const auto members = before.members(one);
+      std::vector<extent::Member> marked(members.begin(), members.end());
+      for (extent::Member& member : marked) {
+        member.missing |= std::ranges::any_of(call.places, [&](const extent::ControlCall::Place& place) {
+          return place.region == member.region->id && place.offset >= member.offset &&
+                 place.offset < member.offset + one.member_bytes();
+        });
+      }
+      after.insert(one.file_offset, one.length, one.shape, marked);
+    }
+    ++attributes.epoch;
+    ++attributes.change;
+    call.record = extent::encode_record(attributes, after);
+  }
+
   bool provision() {
     for (unsigned index = 0; index < 2; ++index) {
       uint64_t id = next_region_++;

@@ -152,7 +152,7 @@ describe('encoding', () => {
   test('a layout has as many copies as it says', () => {
     for (const layout of ['concat', 'stripe', 'mirror', 'raid10'] as const)
       for (const copies of [undefined, 2, 4]) {
-        const record = { ...emptyRecord(), layout, ...(copies === undefined ? {} : { copies }) };
+        const record = { ...emptyRecord(), layout, ...(copies === undefined ? {} : { copies, across: 'host' as const }) };
         expect(decodeRecord(encodeRecord(record))).toEqual(record);
       }
   });
