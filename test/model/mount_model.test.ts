@@ -66,11 +66,11 @@ function logTails(cluster: TestCluster): string {
 }
 
 describe.each([
-  ['one mount', 'shm', 1],
-  ['one mount', 'tcp', 1],
-  ['two mounts', 'shm', 2],
-  ['two mounts', 'tcp', 2],
-] as const)('%s over %s', (_, transport, mountCount) => {
+  ['one mount', 'shm', 1, 'stripe'],
+  ['one mount', 'tcp', 1, 'mirror'],
+  ['two mounts', 'shm', 2, 'mirror'],
+  ['two mounts', 'tcp', 2, 'stripe'],
+] as const)('%s over %s, %i, layout %s', (_, transport, mountCount, layout) => {
   const cluster = new TestCluster({ transport, cache: '8M', memory: '512M' });
   const mounts = Array.from({ length: mountCount }, (_item, index) => `m${index + 1}`);
   const actors: Actor[] = [];
@@ -115,7 +115,7 @@ describe.each([
     for (let index = 0; index < LANES; ++index) {
       const name = `lane${index}`;
       const ours = await Promise.all(mounts.map(startActor));
-      await ours[0]!.do(`os.mkdir('${name}')`);
+      await ours[0]!.do(`os.mkdir('${name}'); os.setxattr('${name}', 'user.extmem.layout', b'${layout}')`);
       const random = new Random(seed + index);
       lanes.push(new Lane({ name, random, actors: ours, pool, evict: (mount) => cluster.evict(mounts[mount]) }));
     }
