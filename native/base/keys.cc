@@ -52,9 +52,10 @@ Key derive_client_key(const Key& cluster_key, uint64_t client, uint32_t client_g
 }
 
 Mac compute_capability_mac(const Key& cluster_key, const protocol::Capability& capability) {
-  Message<25> message;
+  Message<41> message;
   message.add('R').add(uint64_t{capability.client}).add(uint32_t{capability.client_generation});
   message.add(uint32_t{capability.rights}).add(uint64_t{capability.region});
+  message.add(uint64_t{capability.not_after}).add(uint32_t{capability.via}).add(uint32_t{capability.version});
   return hmac_sha256(cluster_key, message.span());
 }
 

@@ -19,7 +19,7 @@ Mac hmac_sha256(std::span<const uint8_t> key, std::span<const uint8_t> message);
 /// The key of one generation of a client: HMAC(cluster key, 'E' | client u64 | client_generation u32).
 Key derive_client_key(const Key& cluster_key, uint64_t client, uint32_t client_generation);
 
-/// HMAC(cluster key, 'R' | client | client_generation | rights | region).
+/// HMAC(cluster key, 'R' | client | client_generation | rights | region | not_after | via | version).
 Mac compute_capability_mac(const Key& cluster_key, const protocol::Capability& capability);
 
 enum class Prover : uint8_t { client = 'C', server = 'S' };

@@ -39,9 +39,12 @@ std::string make_vectors() {
   const struct {
     uint64_t client;
     uint32_t generation, rights;
-    uint64_t region, incarnation;
-  } cases[] = {
-      {1, 1, 3, 10, 7}, {0x0123456789abcdef, 0xfedcba98, 1, 0xffffffffffffffff, 0x8000000000000001}, {0, 0, 0, 0, 0}};
+    uint64_t region, incarnation, not_after;
+    uint32_t via, version;
+  } cases[] = {{1, 1, 3, 10, 7, 1'700'000'000'123, 0x102, 4},
+               {0x0123456789abcdef, 0xfedcba98, 1, 0xffffffffffffffff, 0x8000000000000001, 0xfedcba9876543210,
+                0xffffffff, 0xffffffff},
+               {0, 0, 0, 0, 0, 0, 0, 0}};
   bool first = true;
   for (auto& one : cases) {
     const Key key = derive_client_key(cluster_key, one.client, one.generation);
@@ -50,16 +53,21 @@ std::string make_vectors() {
     capability.client_generation = one.generation;
     capability.rights = one.rights;
     capability.region = one.region;
+    capability.not_after = one.not_after;
+    capability.via = one.via;
+    capability.version = one.version;
     const HandshakeFacts facts{
         .client_nonce = client_nonce, .server_nonce = server_nonce, .incarnation = one.incarnation};
     out << (first ? "" : ",\n") << "    {\n      \"client\": \"" << one.client
         << "\",\n      \"clientGeneration\": " << one.generation << ",\n      \"rights\": " << one.rights
-        << ",\n      \"region\": \"" << one.region << "\",\n      \"incarnation\": \"" << one.incarnation
-        << "\",\n      \"clientNonce\": \"" << to_hex(client_nonce) << "\",\n      \"serverNonce\": \""
-        << to_hex(server_nonce) << "\",\n      \"clientKey\": \"" << to_hex(key) << "\",\n      \"capabilityMac\": \""
-        << to_hex(compute_capability_mac(cluster_key, capability)) << "\",\n      \"clientProof\": \""
-        << to_hex(compute_handshake_proof(key, Prover::client, facts)) << "\",\n      \"serverProof\": \""
-        << to_hex(compute_handshake_proof(key, Prover::server, facts)) << "\"\n    }";
+        << ",\n      \"region\": \"" << one.region << "\",\n      \"notAfter\": \"" << one.not_after
+        << "\",\n      \"via\": " << one.via << ",\n      \"version\": " << one.version
+        << ",\n      \"incarnation\": \"" << one.incarnation << "\",\n      \"clientNonce\": \"" << to_hex(client_nonce)
+        << "\",\n      \"serverNonce\": \"" << to_hex(server_nonce) << "\",\n      \"clientKey\": \"" << to_hex(key)
+        << "\",\n      \"capabilityMac\": \"" << to_hex(compute_capability_mac(cluster_key, capability))
+        << "\",\n      \"clientProof\": \"" << to_hex(compute_handshake_proof(key, Prover::client, facts))
+        << "\",\n      \"serverProof\": \"" << to_hex(compute_handshake_proof(key, Prover::server, facts))
+        << "\"\n    }";
     first = false;
   }
   out << "\n  ]\n}\n";

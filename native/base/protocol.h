@@ -104,6 +104,7 @@ enum class Status : uint8_t {
   bad_version = 9,
   stale_incarnation = 10,
   closed = 11,
+  forbidden = 12,
 };
 
 /// How a file's bytes are laid over appliances. Extents are concat, stripe or mirror: those of raid10 are mirrors of several columns.
@@ -132,6 +133,17 @@ enum class MemberFlag : uint8_t {
 enum class Right : uint8_t {
   read = 1,
   write = 2,
+};
+
+/// Bits of a capability's `via`: by which transports, and by which of the appliance's addresses (by their place, from link_0 on) its holder may come. No bit of a kind: by any of that kind.
+enum class Via : uint8_t {
+  shm = 1,
+  tcp = 2,
+  verbs = 4,
+  link_0 = 16,
+  link_1 = 32,
+  link_2 = 64,
+  link_3 = 128,
 };
 
 /// What a client may cache of a file (coherence rules, docs/semantics.md).
@@ -206,15 +218,18 @@ struct ClientProof {
 };
 static_assert(sizeof(ClientProof) == 40 && std::is_trivially_copyable_v<ClientProof>);
 
-/// The payload of attach, issued by the manager; mac = HMAC(cluster key, 'R' | client | client_generation | rights | region), integers little-endian as laid out here.
+/// The payload of attach, issued by the manager; mac = HMAC(cluster key, 'R' | client | client_generation | rights | region | not_after | via | version), integers little-endian as laid out here. not_after: milliseconds since the epoch by the appliance's clock, 0: no end. via: bits of Via. version: of the region's access parameters; one that is older than what the appliance was told is void.
 struct Capability {
   uint64_t client;
   uint32_t client_generation;
   uint32_t rights;
   uint64_t region;
+  uint64_t not_after;
+  uint32_t via;
+  uint32_t version;
   std::array<uint8_t, 32> mac;
 };
-static_assert(sizeof(Capability) == 56 && std::is_trivially_copyable_v<Capability>);
+static_assert(sizeof(Capability) == 72 && std::is_trivially_copyable_v<Capability>);
 
 /// A file's record: kept by the manager and beside the file's first piece, every copy of it. Extents follow, sorted by file offset. copies: how many of each byte new extents get, in the lower four bits (0 reads as 1); in the upper ones, what these must not share (Across). crc is CRC-32 (IEEE) over the whole record with crc taken as 0. Times are nanoseconds since the epoch.
 struct RecordHeader {

@@ -45,19 +45,33 @@ std::optional<SocketAddress> make_abstract_address(const std::string& name) {
   return result;
 }
 
+namespace {
+
+/// Empty: it is no network's.
+std::string describe_network(const sockaddr_storage& storage) {
+  char text[INET6_ADDRSTRLEN] = {};
+  if (storage.ss_family == AF_INET) {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(&storage)->sin_addr, text, sizeof text);
+  } else if (storage.ss_family == AF_INET6) {
+    inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_addr, text, sizeof text);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string describe_local(int fd) {
+  sockaddr_storage storage{};
+  socklen_t bytes = sizeof storage;
+  if (getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &bytes) != 0) return {};
+  return describe_network(storage);
+}
+
 std::string describe_peer(int fd) {
   sockaddr_storage storage{};
   socklen_t bytes = sizeof storage;
   if (getpeername(fd, reinterpret_cast<sockaddr*>(&storage), &bytes) != 0) return "unknown";
-  char text[INET6_ADDRSTRLEN] = {};
-  if (storage.ss_family == AF_INET) {
-    inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(&storage)->sin_addr, text, sizeof text);
-    return text;
-  }
-  if (storage.ss_family == AF_INET6) {
-    inet_ntop(AF_INET6, &reinterpret_cast<sockaddr_in6*>(&storage)->sin6_addr, text, sizeof text);
-    return text;
-  }
+  if (std::string text = describe_network(storage); !text.empty()) return text;
   ucred credentials{};
   bytes = sizeof credentials;
   if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0) return "unix";

@@ -42,6 +42,8 @@ std::optional<SocketAddress> parse_tcp_address(const std::string& address, uint1
 std::optional<SocketAddress> make_abstract_address(const std::string& name);
 /// "10.0.0.7" or "unix:uid=1000": who is there, without the port, so that refusals can be told once per peer.
 std::string describe_peer(int fd);
+/// The address that this end of a network socket has; empty: it has none.
+std::string describe_local(int fd);
 
 /// What the kernel waits for an acknowledgement, of data or of a keep-alive, before it calls a connection dead: with
 /// what keep-alive adds, below the 3 s in which a cut must be noticed.

@@ -44,6 +44,9 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                         InstanceMethod<&RegionServer::destroy_region>("destroyRegion"),
                         InstanceMethod<&RegionServer::punch_region>("punchRegion"),
                         InstanceMethod<&RegionServer::fence_clients>("fenceClients"),
+                        InstanceMethod<&RegionServer::set_access>("setAccess"),
+                        InstanceMethod<&RegionServer::end_overdue>("endOverdue"),
+                        InstanceMethod<&RegionServer::set_link_addresses>("setLinkAddresses"),
                         InstanceMethod<&RegionServer::offer_memory>("offerMemory"),
                         InstanceMethod<&RegionServer::list_regions>("listRegions"),
                         InstanceMethod<&RegionServer::list_records>("listRecords"),
@@ -90,6 +93,18 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
         if (server_ != nullptr) on_refused_.Call({Napi::String::New(env, peer), Napi::String::New(env, why)});
       });
     };
+    on_window_ = Napi::Persistent(object.Get("onWindow").As<Napi::Function>());
+    options.on_window = [this](uint64_t not_after_ms) {
+      main_thread_.run([this, not_after_ms](Napi::Env env) {
+        if (server_ != nullptr) on_window_.Call({from_u64(env, not_after_ms)});
+      });
+    };
+    auto access = object.Get("access").As<Napi::Array>();
+    for (uint32_t index = 0; index < access.Length(); ++index) {
+      auto one = access.Get(index).As<Napi::Object>();
+      options.access.push_back(
+          {.region = u64_of(one, "region"), .version = static_cast<uint32_t>(u64_of(one, "version"))});
+    }
     if (object.Get("trace").ToBoolean()) trace::enabled.store(true);
     std::string error;
     bool store_failed = false;
@@ -100,6 +115,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     }
     persisting_ = std::make_unique<JobThread>();
     settling_ = std::make_unique<JobThread>();
+    revoking_ = std::make_unique<JobThread>();
   }
   ~RegionServer() override { shut_down(); }
 
@@ -160,6 +176,29 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       main_thread_.run([deferred](Napi::Env env) { deferred->Resolve(env.Undefined()); });
     });
     return deferred->Promise();
+  }
+
+  /// Moves regions, as a fence does.
+  Napi::Value set_access(const Napi::CallbackInfo& info) {
+    const uint64_t region = to_u64(info[0]);
+    const auto version = static_cast<uint32_t>(to_u64(info[1]));
+    return run_job(info.Env(), revoking_, [region, version, keep = numbers_of(info[2])](auto& server) {
+      server.set_access(region, version, keep);  // of one that is gone there is nothing to take back
+      return std::string();
+    });
+  }
+  Napi::Value end_overdue(const Napi::CallbackInfo& info) {
+    return run_job(info.Env(), revoking_, [](auto& server) {
+      server.end_overdue();
+      return std::string();
+    });
+  }
+  void set_link_addresses(const Napi::CallbackInfo& info) {
+    std::vector<std::string> addresses;
+    auto list = info[0].As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index)
+      addresses.push_back(list.Get(index).ToString().Utf8Value());
+    server(info.Env()).set_link_addresses(std::move(addresses));
   }
 
   Napi::Value list_regions(const Napi::CallbackInfo& info) {
@@ -326,16 +365,17 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     if (fencing_.joinable()) fencing_.join();
     persisting_.reset();
     settling_.reset();
+    revoking_.reset();
     server_->close();
     server_.reset();
     main_thread_.close();
   }
 
   MainThread main_thread_;
-  Napi::FunctionReference on_refused_, on_progress_;
+  Napi::FunctionReference on_refused_, on_progress_, on_window_;
   std::unique_ptr<region::RegionServer> server_;
   // What waits for the store; they use server_. What was freed does not wait until everything is persisted.
-  std::unique_ptr<JobThread> persisting_, settling_;
+  std::unique_ptr<JobThread> persisting_, settling_, revoking_;
   std::thread fencing_;  // the latest fence; one at a time
 };
 

@@ -161,7 +161,7 @@ Task<Pass> flush_pass(PageCache& cache, Lane& lane, File& file, Which which, uin
       Run& run = round->runs[index];
       PageCache::WriteBack outcome = outcome_of(round->writes[index].status);
       bool failed = outcome != PageCache::WriteBack::done;
-      if (failed) pass.error = EIO;
+      if (failed) pass.error = run.operation.status == fabric::Status::forbidden ? EACCES : EIO;
       if (failed) lane.counters.add(lane.counters.failed_pages, run.count);
       lane.counters.add(lane.counters.writebacks);
       lane.counters.add(lane.counters.written_back_pages, run.count);
@@ -207,7 +207,7 @@ Task<int> flush_file(PageCache& cache, Lane& lane, File& file) {
   file.lock.lock();
   bool failed = pass.error != 0 || file.error_sequence.load() != errors_before || has_failed_locked(cache, file);
   file.lock.unlock();
-  co_return failed ? EIO : 0;
+  co_return failed ? (pass.error == EACCES ? EACCES : EIO) : 0;
 }
 
 Task<int> flush_settled(PageCache& cache, Lane& lane, File& file) {

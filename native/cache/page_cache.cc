@@ -290,6 +290,8 @@ int errno_of(fabric::Status status) {
       return 0;
     case fabric::Status::no_space:
       return ENOSPC;
+    case fabric::Status::forbidden:
+      return EACCES;
     default:
       return EIO;
   }

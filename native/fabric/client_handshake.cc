@@ -33,7 +33,7 @@ Status ClientHandshake::accept(const protocol::ServerHello& answer) {
 
 Status ClientHandshake::conclude(const protocol::ReplyHeader& answer) {
   if (answer.magic != protocol::kWireMagic || answer.op != static_cast<uint8_t>(Op::ping) || answer.length != 0 ||
-      answer.status > static_cast<uint8_t>(Status::closed)) {
+      answer.status > static_cast<uint8_t>(Status::forbidden)) {
     return Status::bad_version;
   }
   return static_cast<Status>(answer.status);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/assert.h"
+#include "base/keys.h"
 #include "fabric/transport.h"
 
 namespace extmem::fabric {
@@ -83,8 +84,8 @@ Region& Directory::put_region(uint64_t id, uint64_t bytes, Appliance& appliance,
   auto& place = regions_[id];
   if (place && place->appliance == &appliance && place->incarnation == appliance.incarnation &&
       place->state.load(std::memory_order_acquire) == RegionState::live) {
+    if (!macs_equal(place->capability.mac, capability.mac)) place->grant.fetch_add(1, std::memory_order_acq_rel);
     place->capability = capability;
-    place->rights.store(capability.rights, std::memory_order_release);
     // Reactors look at the size without a lock.
     std::atomic_ref(place->bytes).store(bytes, std::memory_order_relaxed);
     return *place;
@@ -99,7 +100,6 @@ Region& Directory::put_region(uint64_t id, uint64_t bytes, Appliance& appliance,
   place->appliance = &appliance;
   place->incarnation = appliance.incarnation;
   place->capability = capability;
-  place->rights.store(capability.rights, std::memory_order_release);
   return *place;
 }
 

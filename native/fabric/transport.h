@@ -111,7 +111,7 @@ struct Region {
   Appliance* appliance = nullptr;
   uint64_t incarnation = 0;  ///< of the appliance when the region was given to us: another one no longer has it
   protocol::Capability capability{};                  ///< guarded by the appliance's lock
-  std::atomic<uint32_t> rights{0};                    ///< those of the capability
+  std::atomic<uint32_t> grant{0};                     ///< grows with every other capability
   std::atomic<RegionState> state{RegionState::live};  ///< lost: every operation on it completes with not_present
   std::atomic<int> shm_fd{-1};                        ///< owned by the shm transport, shared by all reactors
   std::atomic<WrittenMap*> written{nullptr};          ///< the shm transport's: marked with each store

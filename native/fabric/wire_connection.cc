@@ -146,7 +146,7 @@ WireConnection::Attachment& WireConnection::attach(Region& region, uint64_t dead
   Attachment& attachment = attachments_[&region];
   // Rights that were granted since are asked for at once: of several writes on their way only the first denial could
   // cure it.
-  const bool as_granted = attachment.rights == region.rights.load(std::memory_order_acquire);
+  const bool as_granted = attachment.grant == region.grant.load(std::memory_order_acquire);
   if (attachment.state == Attachment::State::asked && as_granted) return attachment;
   attachment.state = Attachment::State::asked;
   attachment.refusal = Status::ok;
@@ -154,8 +154,8 @@ WireConnection::Attachment& WireConnection::attach(Region& region, uint64_t dead
   {
     std::lock_guard guard(region.appliance->lock);
     slot.capability = region.capability;
+    attachment.grant = region.grant.load(std::memory_order_acquire);
   }
-  attachment.rights = slot.capability.rights;
   slot.header.length = slot.payload_bytes = sizeof slot.capability;
   enqueue(slot);
   return attachment;

@@ -81,7 +81,7 @@ class WireConnection : public ReadyHandler, public Poller {
   struct Attachment {
     enum class State : uint8_t { none, asked, refused } state = State::none;  // asked: replies come in order
     Status refusal = Status::ok;
-    uint32_t rights = 0;
+    uint32_t grant = 0;  // Region::grant when it was asked for
     // Of the shm transport:
     bool socket_only = false;
     bool fetching = false;

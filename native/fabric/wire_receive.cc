@@ -195,7 +195,7 @@ WireConnection::Slot* WireConnection::match(const ReplyHeader& reply) {
   }
   Slot* slot = order_.empty() ? nullptr : &slots_[order_.at(0)];
   const bool known = slot != nullptr && reply.magic == protocol::kWireMagic && reply.id == slot->header.id &&
-                     reply.op == slot->header.op && reply.status <= static_cast<uint8_t>(Status::closed) &&
+                     reply.op == slot->header.op && reply.status <= static_cast<uint8_t>(Status::forbidden) &&
                      slot->sent_bytes == sizeof slot->header + slot->payload_bytes;
   const bool answers_read = known && slot->operation != nullptr && slot->operation->op == Op::read &&
                             reply.status == static_cast<uint8_t>(Status::ok);
@@ -234,11 +234,11 @@ void WireConnection::finish_slot(Slot& slot, const ReplyHeader& reply) {
 }
 
 void WireConnection::finish_operation(Operation& operation, Status status, uint64_t deadline_ns) {
-  if (status == Status::denied || status == Status::not_present) {
+  if (status == Status::denied || status == Status::not_present || status == Status::forbidden) {
     Attachment& attachment = attachments_[operation.region];
     if (attachment.state == Attachment::State::refused) status = attachment.refusal;
-    const uint32_t rights = operation.region->rights.load(std::memory_order_acquire);
-    if (status == Status::denied && rights != attachment.rights && !full()) {
+    const uint32_t grant = operation.region->grant.load(std::memory_order_acquire);
+    if (status != Status::not_present && grant != attachment.grant && !full()) {
       attachment.state = Attachment::State::none;  // the manager has granted something else since
       return submit(operation, deadline_ns);
     }

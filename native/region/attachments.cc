@@ -13,11 +13,22 @@ constexpr unsigned kPagesShift = 32, kNoticeShift = 43, kWritableShift = 63;
 
 }  // namespace
 
-bool Attachment::set(std::shared_ptr<Region> region, uint32_t rights) {
-  if ((region_ != region || (rights_ & ~rights) != 0) && !end_some()) return false;
+bool Attachment::set(std::shared_ptr<Region> region, const Grant& grant) {
+  if ((region_ != region || (grant_.rights & ~grant.rights) != 0) && !end_some()) return false;
   region_ = std::move(region);
-  rights_ = rights;
+  grant_ = grant;
   return true;
+}
+
+Status Attachment::check(uint32_t rights) const {
+  if (grant_.not_after_ms != 0 && grant_.ended(wall_ms())) return Status::forbidden;
+  if (allows(rights)) return Status::ok;
+  return grant_.version > 0 ? Status::forbidden : Status::denied;
+}
+
+void Attachment::revoke() {
+  grant_.rights = 0;
+  while (!end_some()) continue;
 }
 
 bool Attachment::end_some() {
@@ -55,10 +66,10 @@ Attachment* Attachments::find(uint64_t id) {
   return last_;
 }
 
-bool Attachments::put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights) {
+bool Attachments::put(uint64_t id, std::shared_ptr<Region> region, const Grant& grant) {
   if (entries_.size() >= forget_at_) forget_destroyed();
   last_ = nullptr;
-  return entries_[id].set(std::move(region), rights);
+  return entries_[id].set(std::move(region), grant);
 }
 
 bool Attachments::remove(uint64_t id) {
@@ -68,6 +79,21 @@ bool Attachments::remove(uint64_t id) {
   if (!found->second.end_some()) return false;
   entries_.erase(found);
   return true;
+}
+
+bool Attachments::revise(const AccessChange& change, uint64_t client) {
+  const auto found = entries_.find(change.region);
+  if (found == entries_.end() || found->second.grant().version >= change.version) return true;
+  const bool keeps = change.keeps(client);
+  if (!keeps) found->second.revoke();
+  found->second.revise(change.version);  // also without rights: what is refused by them is then `forbidden`
+  return keeps;
+}
+
+void Attachments::end_overdue(uint64_t now_ms) {
+  for (auto& [id, attachment] : entries_) {
+    if (attachment.grant().ended(now_ms)) attachment.revoke();
+  }
 }
 
 bool Attachments::end_some() {

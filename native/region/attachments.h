@@ -9,6 +9,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "region/access.h"
 #include "region/region.h"
 #include "region/wire.h"
 
@@ -21,9 +22,15 @@ class Attachment {
   }
   /// Of the same region with no less a right, what was lent stays: operations on it are under way. False: loans are
   /// left to be ended first, ask again.
-  bool set(std::shared_ptr<Region> region, uint32_t rights);
+  bool set(std::shared_ptr<Region> region, const Grant& grant);
   const std::shared_ptr<Region>& region() const { return region_; }
-  bool allows(uint32_t rights) const { return (rights_ & rights) == rights; }
+  const Grant& grant() const { return grant_; }
+  bool allows(uint32_t rights) const { return (grant_.rights & rights) == rights; }
+  /// ok, or why an operation that takes these rights is refused.
+  Status check(uint32_t rights) const;
+  /// What it allowed is void: when it returns, the client reaches nothing by it.
+  void revoke();
+  void revise(uint32_t version) { grant_.version = version; }
 
   /// Ends some loans; answers whether none is left.
   bool end_some();
@@ -37,7 +44,7 @@ class Attachment {
   };
 
   std::shared_ptr<Region> region_;
-  uint32_t rights_ = 0;
+  Grant grant_;
   std::unordered_map<uint64_t, Lent> lent_;  // by number
 };
 
@@ -45,8 +52,11 @@ class Attachments {
  public:
   Attachment* find(uint64_t id);
   // False: loans are left to be ended first, ask again.
-  bool put(uint64_t id, std::shared_ptr<Region> region, uint32_t rights);
+  bool put(uint64_t id, std::shared_ptr<Region> region, const Grant& grant);
   bool remove(uint64_t id);
+  /// False: there was a grant, and it is void.
+  bool revise(const AccessChange& change, uint64_t client);
+  void end_overdue(uint64_t now_ms);
   /// Of all regions: ends some loans, and forgets what has none; answers whether nothing is left.
   bool end_some();
 

@@ -50,6 +50,7 @@ Connection::Connection(std::unique_ptr<Wire> wire, Service& service)
   if (wire_->socket() < 0 || getsockopt(wire_->socket(), SOL_SOCKET, SO_DOMAIN, &domain, &bytes) != 0) return;
   ucred peer{};
   bytes = sizeof peer;
+  by_network_ = domain != AF_UNIX;
   trusted_neighbour_ = domain == AF_UNIX && getsockopt(wire_->socket(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 &&
                        (peer.uid == geteuid() || peer.uid == 0);
 }
@@ -91,6 +92,19 @@ void Connection::kill(Status reason) {
   const bool may_speak = state_ == State::serving && out_begin_ == out_end_ && stream_.left == 0;
   // Its serving thread wakes up and closes it.
   close_locked({reinterpret_cast<const uint8_t*>(&notice), may_speak ? sizeof notice : 0});
+}
+
+void Connection::revise(const AccessChange& change) {
+  std::lock_guard guard(lock_);
+  if (state_ != State::serving || attachments_.revise(change, handshake_.link().client)) return;
+  if (incoming_.region && incoming_.region->id() == change.region) incoming_.status = Status::forbidden;
+  // A reply that has promised its bytes cannot be taken back: the client comes again, and is told.
+  if (stream_.region && stream_.region->id() == change.region) close_locked({});
+}
+
+void Connection::end_overdue(uint64_t now_ms) {
+  std::lock_guard guard(lock_);
+  if (state_ == State::serving) attachments_.end_overdue(now_ms);
 }
 
 void Connection::note_ended(uint64_t region, uint64_t number) {
@@ -385,15 +399,30 @@ std::optional<Status> Connection::attach(uint64_t id, const protocol::Capability
   }
   auto region = service_.regions.find(id);
   if (!region) return Status::not_present;
-  if (!attachments_.put(id, std::move(region), capability.rights)) return std::nullopt;
+  const Grant grant{.rights = capability.rights, .version = capability.version, .not_after_ms = capability.not_after};
+  if (grant.version < region->access_version() || grant.ended(wall_ms()) || !comes_by(capability.via))
+    return Status::forbidden;
+  if (!attachments_.put(id, std::move(region), grant)) return std::nullopt;
   return Status::ok;
+}
+
+bool Connection::comes_by(uint32_t via) const {
+  if (via == 0) return true;
+  const auto transport = wire_->lender() != nullptr ? protocol::Via::verbs
+                         : by_network_              ? protocol::Via::tcp
+                                                    : protocol::Via::shm;
+  if ((via & static_cast<uint32_t>(transport)) != 0) return true;
+  return by_network_ && (via & service_.addresses.bit_of(wire_->local_address())) != 0;
 }
 
 Connection::Step Connection::serve_lend(const RequestHeader& header) {
   if (header.length != 0) return begin_payload(header, Status::bad_request);
   Attachment* attached = nullptr;
   std::optional<Outcome> outcome = Outcome{.status = authorize(header, kRead, attached)};
-  if (outcome->status == Status::ok) outcome = attached->lend(header.offset, wire_->lender(), weak_from_this());
+  if (outcome->status == Status::ok) {
+    outcome = attached->lend(header.offset, wire_->lender(), weak_from_this());
+    service_.note_window(attached->grant().not_after_ms);
+  }
   if (!outcome) return Step::busy;
   consume(sizeof header);
   return answer(header, *outcome);
@@ -424,8 +453,9 @@ Connection::Step Connection::serve_descriptor(const RequestHeader& header) {
     return answer(header, {.status = status});
   }
   const LinkTable::Link link = handshake_.link();
-  auto given = attached->region()->hand_over(link.client, attached->allows(kWrite));
+  auto given = attached->region()->hand_over(link.client, attached->grant());
   if (!given) return Step::busy;
+  service_.note_window(attached->grant().not_after_ms);
   if (given->outcome.status != Status::ok) {
     consume(sizeof header);
     return answer(header, given->outcome);
@@ -537,7 +567,7 @@ Connection::Step Connection::finish_payload() {
 Status Connection::authorize(const RequestHeader& header, uint32_t rights, Attachment*& attached) {
   attached = attachments_.find(header.region);
   if (attached == nullptr) return service_.regions.find(header.region) ? Status::denied : Status::not_present;
-  return attached->allows(rights) ? Status::ok : Status::denied;
+  return attached->check(rights);
 }
 
 Connection::Step Connection::answer(const RequestHeader& header, const Outcome& outcome, uint32_t length) {

@@ -37,6 +37,8 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   /// Whether another small operation may follow at once, which is worth polling for.
   bool worth_polling() const { return last_length_ <= protocol::kPolledBytes; }
   void kill(Status reason) override;
+  void revise(const AccessChange& change) override;
+  void end_overdue(uint64_t now_ms) override;
   /// When it returns, the other side reaches no memory any more. Before the last reference goes: whoever finds none
   /// left (LinkTable) takes the connection for ended.
   void end();
@@ -100,6 +102,7 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
 
   Status authorize(const protocol::RequestHeader& header, uint32_t rights, Attachment*& attached);
   std::optional<Status> attach(uint64_t id, const protocol::Capability& capability);
+  bool comes_by(uint32_t via) const;
   Step answer(const protocol::RequestHeader& header, const Outcome& outcome, uint32_t length = 0);
   void put_output(const void* data, size_t bytes);
   bool send_descriptors(const protocol::ReplyHeader& reply, std::span<const int> descriptors, bool& sent);
@@ -113,6 +116,7 @@ class Connection final : public Killable, public Borrower, public std::enable_sh
   Handshake handshake_;
   const uint64_t accepted_ns_;
   std::atomic<State> state_{State::hello};
+  bool by_network_ = true;
   bool trusted_neighbour_ = false;  // same user or root, over a unix socket: may be given descriptors
 
   std::unique_ptr<uint8_t[]> in_;

@@ -62,6 +62,15 @@ bool LinkTable::fenced(uint64_t client) const {
   return fenced_locked(client);
 }
 
+std::vector<std::shared_ptr<Killable>> LinkTable::connections() const {
+  std::lock_guard guard(lock_);
+  std::vector<std::shared_ptr<Killable>> found;
+  for (const auto& [link, entry] : links_) {
+    if (auto connection = entry.connection.lock()) found.push_back(std::move(connection));
+  }
+  return found;
+}
+
 size_t LinkTable::fenced_ranges() const {
   std::lock_guard guard(lock_);
   return fenced_.size();

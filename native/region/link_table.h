@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/protocol.h"
+#include "region/access.h"
 
 namespace extmem::region {
 
@@ -24,6 +25,9 @@ class Killable {
   virtual ~Killable() = default;
   /// When it returns, nothing that came over this connection is applied any more. Tells the peer why, if it can.
   virtual void kill(protocol::Status reason) = 0;
+  /// When they return, nothing that came by what was taken away is applied any more, or answered.
+  virtual void revise(const AccessChange& change) = 0;
+  virtual void end_overdue(uint64_t now_ms) = 0;
 };
 
 /// Client ids from first to last.
@@ -45,6 +49,8 @@ class LinkTable {
   /// Kills the connections of these clients and refuses them for good; answers how many of them had been here.
   size_t fence(const ClientRange& clients);
   bool fenced(uint64_t client) const;
+  /// Those there are now.
+  std::vector<std::shared_ptr<Killable>> connections() const;
   size_t fenced_ranges() const;
 
  private:

@@ -10,6 +10,8 @@ namespace {
 struct Mortal final : Killable {
   bool dead = false;
   void kill(Status) override { dead = true; }
+  void revise(const AccessChange&) override {}
+  void end_overdue(uint64_t) override {}
 };
 
 }  // namespace

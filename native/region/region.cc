@@ -310,7 +310,8 @@ std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, co
   return outcome(write_held(offset, data), old);
 }
 
-std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable) {
+std::optional<Region::HandOver> Region::hand_over(uint64_t client, const Grant& grant) {
+  const bool writable = (grant.rights & static_cast<uint32_t>(protocol::Right::write)) != 0;
   Use use(*this);
   if (!use) return std::nullopt;
   if (destroyed_) return HandOver{outcome(Status::not_present), {}, {}};
@@ -325,7 +326,7 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, bool writable
   UniqueFd fd = reopen(fd_.get(), writable ? O_RDWR : O_RDONLY);
   UniqueFd written = writable ? reopen(written_.load(std::memory_order_relaxed)->fd(), O_RDWR) : UniqueFd();
   if (!fd || (writable && !written)) return HandOver{outcome(Status::denied), {}, {}};
-  holders_.insert(client);
+  holders_[client] = grant;
   if (writable) unseen_.store(true);
   return HandOver{outcome(Status::ok), std::move(fd), std::move(written)};
 }
@@ -383,13 +384,30 @@ bool Region::is_lent(uint64_t number) {
   return !entry->second.empty();
 }
 
-void Region::revoke(const std::function<bool(uint64_t client)>& meant) {
+void Region::raise_access_version(uint32_t version) {
+  for (uint32_t before = access_version(); before < version;) {
+    if (access_version_.compare_exchange_weak(before, version, std::memory_order_acq_rel)) return;
+  }
+}
+
+void Region::revise_holders(const AccessChange& change) {
+  {
+    std::lock_guard guard(holders_lock_);
+    for (auto& [client, grant] : holders_) {
+      if (grant.version < change.version && change.keeps(client)) grant.version = change.version;
+    }
+  }
+  revoke([&change](uint64_t, const Grant& grant) { return grant.version < change.version; });
+}
+
+void Region::revoke(const std::function<bool(uint64_t client, const Grant& grant)>& meant) {
   bool others_hold = false;
   {
-    // Their connections are dead by now, so none can become a holder after this look.
+    // None of them can become a holder after this look: their connections are dead, or have nothing to show for it.
     std::lock_guard guard(holders_lock_);
-    if (std::none_of(holders_.begin(), holders_.end(), meant)) return;
-    others_hold = !std::all_of(holders_.begin(), holders_.end(), meant);
+    const auto is_meant = [&meant](const auto& holder) { return meant(holder.first, holder.second); };
+    if (std::none_of(holders_.begin(), holders_.end(), is_meant)) return;
+    others_hold = !std::all_of(holders_.begin(), holders_.end(), is_meant);
   }
   Exclusive exclusive(*this);
   if (!destroyed_ && !move_to_fresh(bytes_, others_hold)) destroy_held();  // half a region is worse than none

@@ -15,7 +15,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <shared_mutex>
 #include <span>
 #include <unordered_map>
@@ -23,6 +22,7 @@
 
 #include "base/socket.h"
 #include "base/written_map.h"
+#include "region/access.h"
 #include "region/block_state.h"
 #include "region/memory_account.h"
 #include "region/region_server.h"
@@ -72,7 +72,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
     UniqueFd fd;
     UniqueFd written;  ///< the map that the client marks what it stores in, if it may
   };
-  std::optional<HandOver> hand_over(uint64_t client, bool writable);
+  std::optional<HandOver> hand_over(uint64_t client, const Grant& grant);
 
   /// Has a chunk (kLendBytes, by its number) registered by that lender, which takes memory for it. Not of a thin
   /// region, whose memory is counted by its writes: bad_request.
@@ -84,6 +84,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   std::optional<Loan> lend(uint64_t number, bool writable, Lender& lender, std::weak_ptr<Borrower> borrower);
 
   // Any thread, lock-free.
+  uint32_t access_version() const { return access_version_.load(std::memory_order_acquire); }
   void mark_written(uint64_t offset, uint64_t bytes) override;
   /// The chunks (kLendBytes, by their numbers) that were written since this was last asked, or may have been. Of a
   /// chunk that is lent for writing, only what was written with notice, until the loan ends. One thread at a time.
@@ -94,7 +95,11 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   Status punch(uint64_t offset, uint64_t bytes);
   void destroy();
   /// If a client that is meant holds a descriptor: moves the data to a fresh memfd and empties the old one.
-  void revoke(const std::function<bool(uint64_t client)>& meant);
+  void revoke(const std::function<bool(uint64_t client, const Grant& grant)>& meant);
+  /// Before connections are told (Connection::revise): afterwards none attaches by an older grant.
+  void raise_access_version(uint32_t version);
+  /// After that: descriptors that were handed over by an older one are of no use any more.
+  void revise_holders(const AccessChange& change);
   RegionInfo info() const;
   uint64_t resident_bytes() const;
 
@@ -168,12 +173,14 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   /// A client was given writable memory, and its writes are not seen here.
   std::atomic<bool> unseen_{false};
 
+  std::atomic<uint32_t> access_version_{0};
+
   std::mutex thin_lock_;  // one write at a time to a thin region: what it made resident is then known
   uint64_t thin_counted_ = 0;
   std::mutex atomics_lock_;
 
   std::mutex holders_lock_;
-  std::set<uint64_t> holders_;  // clients that have a descriptor
+  std::map<uint64_t, Grant> holders_;  // clients that have a descriptor, and by what
   bool grow_sealed_ = false;
 
   std::mutex lent_lock_;

@@ -35,6 +35,9 @@ class Server final : public RegionServer {
   Status destroy_region(uint64_t id) override;
   Status punch_region(uint64_t id, uint64_t offset, uint64_t bytes) override;
   void fence_clients(std::span<const ClientRange> clients) override;
+  Status set_access(uint64_t region, uint32_t version, std::span<const uint64_t> keep) override;
+  void end_overdue() override;
+  void set_link_addresses(std::vector<std::string> addresses) override { service_.addresses.set(std::move(addresses)); }
   void offer_memory(uint64_t bytes) override { service_.account.offer(bytes); }
   std::vector<RegionInfo> list_regions() const override;
   std::optional<RegionInfo> region(uint64_t id) const override;
@@ -83,6 +86,7 @@ std::unique_ptr<RegionServer> RegionServer::create(const Options& options, std::
     if (store_failed != nullptr) *store_failed = true;
     return nullptr;
   }
+  for (const AccessVersion& access : options.access) server->set_access(access.region, access.version, {});
   if (!server->open(options, error)) return nullptr;
   return server;
 }
@@ -218,9 +222,29 @@ void Server::fence_clients(std::span<const ClientRange> clients) {
   // First the connections: afterwards no descriptor can be handed to them any more.
   size_t met = 0;
   for (const ClientRange& range : clients) met += service_.links.fence(range);
-  auto fenced = [this](uint64_t client) { return service_.links.fenced(client); };
+  auto fenced = [this](uint64_t client, const Grant&) { return service_.links.fenced(client); };
   for (auto& region : service_.regions.all()) region->revoke(fenced);
   service_.fenced_clients.fetch_add(met, std::memory_order_relaxed);
+}
+
+Status Server::set_access(uint64_t region_id, uint32_t version, std::span<const uint64_t> keep) {
+  auto region = service_.regions.find(region_id);
+  if (!region) return Status::not_present;
+  const AccessChange change{.region = region_id, .version = version, .keeps = [keep](uint64_t client) {
+                              return std::find(keep.begin(), keep.end(), client) != keep.end();
+                            }};
+  region->raise_access_version(version);
+  for (auto& connection : service_.links.connections()) connection->revise(change);
+  region->revise_holders(change);
+  return Status::ok;
+}
+
+void Server::end_overdue() {
+  const uint64_t now = wall_ms();
+  for (auto& connection : service_.links.connections()) connection->end_overdue(now);
+  for (auto& region : service_.regions.all()) {
+    region->revoke([now](uint64_t, const Grant& grant) { return grant.ended(now); });
+  }
 }
 
 std::vector<RegionInfo> Server::list_regions() const {

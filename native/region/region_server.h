@@ -41,6 +41,12 @@ struct ListenPoint {
   uint16_t port = 0;  ///< 0: that of the first, if it is free there; else chosen by the kernel
 };
 
+/// Of a region's access parameters, as it begins.
+struct AccessVersion {
+  uint64_t region;
+  uint32_t version;
+};
+
 struct Memory {
   uint64_t offered, reserved, resident;
 };
@@ -91,6 +97,10 @@ class RegionServer {
     uint64_t poll_ns = 200'000;
     uint64_t poll_shortest_ns = PollWindow::kShortestNs;
     StoreOptions store;
+    /// Grants of older versions are void from the beginning, of what the store brings back.
+    std::vector<AccessVersion> access{};
+    /// Something was handed out that is to be taken back then (end_overdue); any thread.
+    std::function<void(uint64_t not_after_ms)> on_window{};
     std::function<void(const std::string& peer, const std::string& why)>
         on_refused;  ///< once per peer and reason; any thread
   };
@@ -113,6 +123,13 @@ class RegionServer {
   /// Kills every grant of these clients: their connections are closed, and regions whose descriptor one of them was
   /// given move to fresh memfds. When it returns, nothing of those clients can write any more.
   virtual void fence_clients(std::span<const ClientRange> clients) = 0;
+  /// From now on capabilities of an older version are void, and so is what was handed out by them, but for that of
+  /// these clients. When it returns, nothing goes on by them.
+  virtual Status set_access(uint64_t region, uint32_t version, std::span<const uint64_t> keep) = 0;
+  /// What was handed out for a time that is over is taken back.
+  virtual void end_overdue() = 0;
+  /// By which clients are told to come, in the order of Via's links.
+  virtual void set_link_addresses(std::vector<std::string> addresses) = 0;
   /// From now on regions are made and grow within so much; what there is stays.
   virtual void offer_memory(uint64_t bytes) = 0;
   virtual std::vector<RegionInfo> list_regions() const = 0;

@@ -12,6 +12,7 @@ using namespace extmem::region;
 namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
+constexpr Grant kReadOnly{.rights = 1}, kReadWrite{.rights = 3};
 
 std::shared_ptr<Region> make(MemoryAccount& account, const Region::Shape& shape) {
   Status status = Status::ok;
@@ -90,13 +91,13 @@ TEST_CASE("revoking moves the bytes, empties the old memfd and leaves holes hole
   auto region = make(account, {.id = 1, .bytes = 200 * kMiB, .thin = false});
   CHECK(region->write(5, bytes_of(10'000, 7))->status == Status::ok);
   CHECK(region->write(190 * kMiB, bytes_of(kMiB, 8))->status == Status::ok);
-  auto given = region->hand_over(1, true);
+  auto given = region->hand_over(1, kReadWrite);
   REQUIRE(given->outcome.status == Status::ok);
   const uint32_t epoch = region->info().epoch;
-  region->revoke([](uint64_t client) { return client != 1; });
+  region->revoke([](uint64_t client, const Grant&) { return client != 1; });
   CHECK(region->info().epoch == epoch);
   const uint64_t resident = region->resident_bytes();
-  region->revoke([](uint64_t client) { return client == 1; });
+  region->revoke([](uint64_t client, const Grant&) { return client == 1; });
   CHECK(region->info().epoch == epoch + 1);
   CHECK(region->resident_bytes() == resident);
   CHECK(lseek(given->fd.get(), 0, SEEK_END) == 0);
@@ -112,11 +113,11 @@ TEST_CASE(
     "what a fenced client had stored through a mapping before is kept, and its mapping is of an empty memfd after") {
   MemoryAccount account(16 * kMiB);
   auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
-  auto given = region->hand_over(1, true);
+  auto given = region->hand_over(1, kReadWrite);
   auto* kept = static_cast<uint8_t*>(mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, given->fd.get(), 0));
   REQUIRE(kept != MAP_FAILED);
   kept[0] = 1;
-  region->revoke([](uint64_t client) { return client == 1; });
+  region->revoke([](uint64_t client, const Grant&) { return client == 1; });
   auto byte = bytes_of(1, 0);
   CHECK(region->read(0, byte)->status == Status::ok);
   CHECK(byte[0] == 1);
@@ -145,8 +146,8 @@ TEST_CASE("what is written is known by its chunks, also in what a region has gro
 TEST_CASE("who stores through the descriptor marks what it stores in the map that comes with it; who reads has none") {
   MemoryAccount account(16 * kMiB);
   auto region = make(account, {.id = 1, .bytes = 4 * kMiB, .thin = false});
-  CHECK_FALSE(region->hand_over(1, false)->written);
-  auto given = region->hand_over(2, true);
+  CHECK_FALSE(region->hand_over(1, kReadOnly)->written);
+  auto given = region->hand_over(2, kReadWrite);
   REQUIRE(given->written);
   CHECK(ftruncate(given->written.get(), 0) != 0);
   auto map = WrittenMap::open(std::move(given->written));
@@ -159,7 +160,7 @@ TEST_CASE("a region that a holder has cut is not present, never zeros") {
   MemoryAccount account(16 * kMiB);
   auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
   CHECK(region->write(0, bytes_of(4096, 1))->status == Status::ok);
-  auto given = region->hand_over(1, true);
+  auto given = region->hand_over(1, kReadWrite);
   REQUIRE(ftruncate(given->fd.get(), 0) == 0);
   auto page = bytes_of(4096, 9);
   CHECK(region->read(0, page)->status == Status::not_present);
@@ -171,7 +172,7 @@ TEST_CASE("a region grows in place while nobody holds it, and moves when somebod
   auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
   CHECK(region->write(0, bytes_of(4096, 1))->status == Status::ok);
   CHECK(region->resize(2 * kMiB) == Status::ok);
-  auto given = region->hand_over(1, false);
+  auto given = region->hand_over(1, kReadOnly);
   CHECK(write(given->fd.get(), "x", 1) < 0);  // read-only
   CHECK(region->resize(3 * kMiB) == Status::ok);
   CHECK(lseek(given->fd.get(), 0, SEEK_END) == 0);

@@ -73,6 +73,8 @@ class Wire {
   /// these last bytes, if it can.
   virtual void cut(std::span<const uint8_t> last_words) = 0;
   virtual std::string describe_peer() const = 0;
+  /// The address of ours that the peer has come to; empty: it has come by no network.
+  virtual std::string local_address() const = 0;
   /// For sendfile(2) and descriptors; -1: there is none.
   virtual int socket() const = 0;
   /// Who serves it would not learn that the peer has vanished: to be called now and then, and ends the wire then.
@@ -91,6 +93,7 @@ class SocketWire final : public Wire {
   bool drained() override { return true; }
   void cut(std::span<const uint8_t> last_words) override;
   std::string describe_peer() const override { return extmem::describe_peer(fd_.get()); }
+  std::string local_address() const override { return extmem::describe_local(fd_.get()); }
   int socket() const override { return fd_.get(); }
 
  private:

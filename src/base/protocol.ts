@@ -76,6 +76,7 @@ export const Status = {
   badVersion: 9,
   staleIncarnation: 10,
   closed: 11,
+  forbidden: 12,
 } as const;
 export type Status = (typeof Status)[keyof typeof Status];
 
@@ -110,6 +111,18 @@ export const Right = {
   write: 2,
 } as const;
 export type Right = (typeof Right)[keyof typeof Right];
+
+/** Bits of a capability's `via`: by which transports, and by which of the appliance's addresses (by their place, from link_0 on) its holder may come. No bit of a kind: by any of that kind. */
+export const Via = {
+  shm: 1,
+  tcp: 2,
+  verbs: 4,
+  link0: 16,
+  link1: 32,
+  link2: 64,
+  link3: 128,
+} as const;
+export type Via = (typeof Via)[keyof typeof Via];
 
 /** What a client may cache of a file (coherence rules, docs/semantics.md). */
 export const Delegation = {
@@ -274,21 +287,27 @@ export function decodeClientProof(view: DataView, at: number): ClientProof {
   };
 }
 
-/** The payload of attach, issued by the manager; mac = HMAC(cluster key, 'R' | client | client_generation | rights | region), integers little-endian as laid out here. */
+/** The payload of attach, issued by the manager; mac = HMAC(cluster key, 'R' | client | client_generation | rights | region | not_after | via | version), integers little-endian as laid out here. not_after: milliseconds since the epoch by the appliance's clock, 0: no end. via: bits of Via. version: of the region's access parameters; one that is older than what the appliance was told is void. */
 export interface Capability {
   client: bigint;
   clientGeneration: number;
   rights: number;
   region: bigint;
+  notAfter: bigint;
+  via: number;
+  version: number;
   mac: Uint8Array;
 }
-export const CapabilityBytes = 56;
+export const CapabilityBytes = 72;
 export function encodeCapability(view: DataView, at: number, value: Capability): void {
   view.setBigUint64(at + 0, value.client, true);
   view.setUint32(at + 8, value.clientGeneration, true);
   view.setUint32(at + 12, value.rights, true);
   view.setBigUint64(at + 16, value.region, true);
-  new Uint8Array(view.buffer, view.byteOffset + at + 24, 32).set(value.mac);
+  view.setBigUint64(at + 24, value.notAfter, true);
+  view.setUint32(at + 32, value.via, true);
+  view.setUint32(at + 36, value.version, true);
+  new Uint8Array(view.buffer, view.byteOffset + at + 40, 32).set(value.mac);
 }
 export function decodeCapability(view: DataView, at: number): Capability {
   return {
@@ -296,7 +315,10 @@ export function decodeCapability(view: DataView, at: number): Capability {
     clientGeneration: view.getUint32(at + 8, true),
     rights: view.getUint32(at + 12, true),
     region: view.getBigUint64(at + 16, true),
-    mac: new Uint8Array(view.buffer, view.byteOffset + at + 24, 32).slice(),
+    notAfter: view.getBigUint64(at + 24, true),
+    via: view.getUint32(at + 32, true),
+    version: view.getUint32(at + 36, true),
+    mac: new Uint8Array(view.buffer, view.byteOffset + at + 40, 32).slice(),
   };
 }
 

@@ -27,6 +27,12 @@ class Driver {
     words >> verb;
     if (verb == "start") return start(words);
     if (!server_) return "error not started";
+    if (verb == "links") {
+      std::vector<std::string> addresses;
+      for (std::string address; words >> address;) addresses.push_back(address);
+      server_->set_link_addresses(addresses);
+      return "0";
+    }
     uint64_t id = 0, first = 0, second = 0;
     words >> id >> first >> second;
     if (verb == "create") return tell(server_->create_region(id, first, second != 0));
@@ -36,6 +42,9 @@ class Driver {
     if (verb == "fence") {
       server_->fence_clients(std::array{extmem::region::ClientRange{.first = id, .last = first}});
       return "0";
+    }
+    if (verb == "access") {  // the region, the version, one client that keeps what it has (0: nobody)
+      return tell(server_->set_access(id, static_cast<uint32_t>(first), std::array{second}));
     }
     return report(verb, id);
   }
@@ -84,6 +93,8 @@ class Driver {
       out << server_->counters().operations;
     } else if (verb == "serves_verbs") {
       out << server_->serves_verbs();
+    } else if (verb == "overdue") {
+      server_->end_overdue();
     } else if (verb == "cpu") {
       rusage usage{};
       getrusage(RUSAGE_SELF, &usage);

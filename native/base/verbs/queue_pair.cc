@@ -444,9 +444,12 @@ void QueuePair::probe() {
   if (post_send(wr)) ++sends_out_;
 }
 
-std::string QueuePair::describe_peer() const {
+std::string QueuePair::describe_peer() const { return describe(rdma_get_peer_addr(id_)); }
+
+std::string QueuePair::describe_local() const { return describe(rdma_get_local_addr(id_)); }
+
+std::string QueuePair::describe(const sockaddr* address) {
   std::array<char, NI_MAXHOST> name{};
-  const sockaddr* address = rdma_get_peer_addr(id_);
   const socklen_t bytes = address->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
   const bool known = getnameinfo(address, bytes, name.data(), name.size(), nullptr, 0, NI_NUMERICHOST) == 0;
   return known ? name.data() : "unknown";

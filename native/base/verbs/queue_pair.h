@@ -71,6 +71,8 @@ class QueuePair {
   const std::shared_ptr<ProtectionDomain>& domain() const { return domain_; }
   /// The peer's, numeric.
   std::string describe_peer() const;
+  /// Ours.
+  std::string describe_local() const;
 
   /// Takes what is complete; answers whether anything was. No system call, unless a wake-up was armed.
   bool poll();
@@ -125,6 +127,7 @@ class QueuePair {
     uint32_t bytes;
   };
 
+  static std::string describe(const sockaddr* address);
   bool make_channel();
   std::string prepare();
   bool make_queues();

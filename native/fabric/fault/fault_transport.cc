@@ -25,9 +25,9 @@ bool parse_duration(const std::string& text, uint64_t& duration_ns) {
 
 bool parse_status(const std::string& text, Status& status) {
   static constexpr std::pair<const char*, Status> kNames[] = {
-      {"denied", Status::denied},     {"out_of_range", Status::out_of_range}, {"not_present", Status::not_present},
-      {"fenced", Status::fenced},     {"unreachable", Status::unreachable},   {"timed_out", Status::timed_out},
-      {"no_space", Status::no_space}, {"bad_request", Status::bad_request}};
+      {"denied", Status::denied},           {"forbidden", Status::forbidden}, {"out_of_range", Status::out_of_range},
+      {"not_present", Status::not_present}, {"fenced", Status::fenced},       {"unreachable", Status::unreachable},
+      {"timed_out", Status::timed_out},     {"no_space", Status::no_space},   {"bad_request", Status::bad_request}};
   for (auto& [name, value] : kNames) {
     if (text == name) {
       status = value;

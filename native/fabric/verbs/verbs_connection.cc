@@ -189,15 +189,15 @@ VerbsConnection::Verdict VerbsConnection::look_up(Operation& operation, Lending&
 }
 
 VerbsConnection::Verdict VerbsConnection::look_up_chunk(const Operation& operation, uint64_t number, Chunk& chunk) {
-  const uint32_t rights = operation.region->rights.load(std::memory_order_acquire);
+  const uint32_t grant = operation.region->grant.load(std::memory_order_acquire);
   const uint64_t end = region_end(*operation.region);
   const uint64_t needed = std::min(operation.offset + operation.bytes - number * kChunkBytes, kChunkBytes);
   const bool insufficient = (operation.op == Op::write && !chunk.writable) || chunk.bytes < needed;
   // Under another grant, or of a region of another size, what was lent or refused then says nothing now.
-  const bool outdated = chunk.rights != rights || (insufficient && chunk.region_end != end);
+  const bool outdated = chunk.grant != grant || (insufficient && chunk.region_end != end);
   const bool rested = chunk.state == Chunk::State::refused && operation.started_ns >= chunk.again_ns;
   if (chunk.state == Chunk::State::none || rested || (outdated && chunk.state != Chunk::State::asked)) {
-    chunk = {.state = Chunk::State::asked, .rights = rights, .region_end = end};
+    chunk = {.state = Chunk::State::asked, .grant = grant, .region_end = end};
     request_chunk(*operation.region, number * kChunkBytes, operation.wire_id);
   }
   if (chunk.state == Chunk::State::asked) return Verdict::wait;
@@ -210,7 +210,8 @@ void VerbsConnection::on_lend_reply(Region& region, uint64_t offset, const proto
   Chunk& chunk = lending.chunks[offset / kChunkBytes];
   const auto status = static_cast<Status>(reply.status);
   // What the grant or the region's size forbids may be allowed by the next time; what cannot be registered, later.
-  const bool refused_now = status == Status::denied || status == Status::not_present || status == Status::out_of_range;
+  const bool refused_now = status == Status::denied || status == Status::forbidden || status == Status::not_present ||
+                           status == Status::out_of_range;
   chunk.state = refused_now ? Chunk::State::none : Chunk::State::refused;
   chunk.again_ns = monotonic_ns() + kRefusedNs;
   if (status == Status::ok) {

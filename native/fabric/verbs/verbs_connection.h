@@ -58,7 +58,7 @@ class VerbsConnection final : public WireConnection, public verbs::QueuePair::Li
     bool writable = false;
     uint32_t key = 0;
     uint32_t notice = 0;      // 0: none, writes with notice go in messages
-    uint32_t rights = 0;      // that we had when it was asked for
+    uint32_t grant = 0;       // that we had when it was asked for
     uint64_t region_end = 0;  // as we knew it then
     uint64_t bytes = 0;
     uint64_t again_ns = 0;  // refused: not asked for before

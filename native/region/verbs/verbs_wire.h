@@ -22,6 +22,7 @@ class VerbsWire final : public Wire, public Lender, public verbs::QueuePair::Lis
   bool drained() override;
   void cut(std::span<const uint8_t> last_words) override;
   std::string describe_peer() const override { return pair_->describe_peer(); }
+  std::string local_address() const override { return pair_->describe_local(); }
   int socket() const override { return -1; }
   Lender* lender() override { return this; }
   void probe() override;

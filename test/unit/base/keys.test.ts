@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { createHmac } from 'node:crypto';
 import { expect, test } from '@jest/globals';
 import { capabilityMac, clientKey, issueCapability } from '../../../src/base/keys.js';
-import { decodeCapability } from '../../../src/base/protocol.js';
+import { decodeCapability, Via } from '../../../src/base/protocol.js';
 
 const key = Buffer.alloc(32, 7);
 
@@ -13,15 +13,34 @@ test('a client key is the HMAC of its parts, little-endian', () => {
 });
 
 test('a capability carries what its mac covers', () => {
-  const ask = { client: 5, generation: 2, rights: 3, region: 2 ** 40 };
+  const ask = { client: 5, generation: 2, rights: 3, region: 2 ** 40, notAfter: 2 ** 41, via: Via.tcp, version: 7 };
   const bytes = issueCapability(key, ask);
   const decoded = decodeCapability(new DataView(bytes.buffer, bytes.byteOffset), 0);
-  expect(decoded).toEqual({ client: 5n, clientGeneration: 2, rights: 3, region: 2n ** 40n, mac: new Uint8Array(capabilityMac(key, ask)) });
+  expect(decoded).toEqual({
+    client: 5n,
+    clientGeneration: 2,
+    rights: 3,
+    region: 2n ** 40n,
+    notAfter: 2n ** 41n,
+    via: Via.tcp,
+    version: 7,
+    mac: new Uint8Array(capabilityMac(key, ask)),
+  });
 });
 
 interface Vectors {
   clusterKey: string;
-  vectors: { client: string; clientGeneration: number; rights: number; region: string; clientKey: string; capabilityMac: string }[];
+  vectors: {
+    client: string;
+    clientGeneration: number;
+    rights: number;
+    region: string;
+    notAfter: string;
+    via: number;
+    version: number;
+    clientKey: string;
+    capabilityMac: string;
+  }[];
 }
 
 test('vectors shared with native code', () => {
@@ -31,8 +50,8 @@ test('vectors shared with native code', () => {
   for (const vector of vectors) {
     const [client, generation] = [BigInt(vector.client), vector.clientGeneration];
     expect(clientKey(cluster, client, generation).toString('hex')).toBe(vector.clientKey);
-    expect(capabilityMac(cluster, { client, generation, rights: vector.rights, region: BigInt(vector.region) }).toString('hex')).toBe(
-      vector.capabilityMac,
-    );
+    const { rights, via, version } = vector;
+    const ask = { client, generation, rights, region: BigInt(vector.region), notAfter: BigInt(vector.notAfter), via, version };
+    expect(capabilityMac(cluster, ask).toString('hex')).toBe(vector.capabilityMac);
   }
 });

@@ -1,0 +1,30 @@
+// What a client may do with a region, as its capability says, and what changes of the region's access parameters make
+// of that (docs/adr/0024-access-parameters.md).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "base/clock.h"
+#include "base/protocol.h"
+
+namespace extmem::region {
+
+inline uint64_t wall_ms() { return wall_ns() / 1'000'000; }
+
+struct Grant {
+  uint32_t rights = 0;
+  uint32_t version = 0;       ///< of the region's access parameters
+  uint64_t not_after_ms = 0;  ///< wall clock; 0: no end
+
+  bool ended(uint64_t now_ms) const { return not_after_ms != 0 && not_after_ms <= now_ms; }
+};
+
+/// From now on grants of an older version are void, but for those of the clients that are kept.
+struct AccessChange {
+  uint64_t region;
+  uint32_t version;
+  std::function<bool(uint64_t client)> keeps;
+};
+
+}  // namespace extmem::region
