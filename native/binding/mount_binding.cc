@@ -117,6 +117,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::set_size>("setSize"),
                         InstanceMethod<&Mount::set_locked>("setLocked"),
                         InstanceMethod<&Mount::set_privileged>("setPrivileged"),
+                        InstanceMethod<&Mount::set_own_regions>("setOwnRegions"),
                         InstanceMethod<&Mount::set_unannounced>("setUnannounced"),
                         InstanceMethod<&Mount::open_handle>("openHandle"),
                         InstanceMethod<&Mount::close_handle>("closeHandle"),
@@ -509,6 +510,11 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
   void set_privileged(const Napi::CallbackInfo& info) {
     FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
     if (file) file->privileged.store(info[1].ToBoolean());
+  }
+
+  void set_own_regions(const Napi::CallbackInfo& info) {
+    FileGuard file(session(info.Env()).cache(), to_u64(info[0]));
+    if (file) file->own_regions.store(info[1].ToBoolean());
   }
 
   void set_unannounced(const Napi::CallbackInfo& info) {

@@ -99,6 +99,8 @@ class File {
   std::atomic<bool> locked{false};      ///< TypeScript holds POSIX locks for it: close must say so
   bool pinned = false;                  ///< its pages stay in our frames, as far as there is room for pinned ones
 
+  /// It lies in regions of its own only: the manager fills its holes, nothing is carved for it here.
+  std::atomic<bool> own_regions{false};
   std::atomic<bool> unannounced{false};  ///< the manager does not know it yet: fsync must wait until it does
 
   std::atomic<uint32_t> dirty_pages{0};  ///< dirty, redirtied, failed

@@ -44,7 +44,8 @@ bool try_grow(PageCache& cache, File& file, uint64_t begin, uint64_t end, bool s
   return grown;
 }
 
-/// Shared by several clients: extents are proposed, and those of whoever came first count.
+/// Shared by several clients: extents are proposed, and those of whoever came first count. In regions of its own: the
+/// manager fills the holes.
 Task<int> agree_on_room(PageCache& cache, Lane& lane, File& file, uint64_t begin, uint64_t end) {
   extent::ControlCall call(cache.control_plane(), lane.reactor);
   call.kind = extent::ControlCall::Kind::extend;
@@ -55,7 +56,12 @@ Task<int> agree_on_room(PageCache& cache, Lane& lane, File& file, uint64_t begin
     extent::FileAttributes attributes = file.attributes;
     attributes.size = file.size.load();
     file.lock.unlock();
-    if (!extent::grow(proposal, attributes, {begin, end, true}, cache.slabs())) co_return ENOSPC;
+    if (file.own_regions.load()) {
+      call.offset = begin;
+      call.bytes = end - begin;
+    } else if (!extent::grow(proposal, attributes, {begin, end, true}, cache.slabs())) {
+      co_return ENOSPC;
+    }
     call.record = extent::encode_record(attributes, proposal);
   }
   int error = co_await call;
@@ -69,7 +75,11 @@ Task<int> agree_on_room(PageCache& cache, Lane& lane, File& file, uint64_t begin
                                                           : attributes.epoch > file.attributes.epoch;
   if (newest) {
     file.extents = std::move(agreed);
-    file.attributes = attributes;
+    if (file.mode.load() == Delegation::write) {
+      ++file.attributes.change;  // what it is beside that, nobody knows better
+    } else {
+      file.attributes = attributes;
+    }
     file.surplus.from = file.surplus.known = file.extents.end();
   }
   file.lock.unlock();
@@ -201,12 +211,13 @@ Task<int> ensure_room(PageCache& cache, Lane& lane, File& file, uint64_t offset,
     return there;
   };
   if (is_there()) co_return 0;
-  bool shared = file.mode.load() == Delegation::shared;
+  bool shared = file.mode.load() == Delegation::shared || file.own_regions.load();
   for (int attempt = 0; attempt < 3; ++attempt) {
     if (shared) {
       int error = co_await agree_on_room(cache, lane, file, begin, limit);
       if (error == 0 && !is_there()) continue;  // cut again meanwhile
-      if (error != ENOSPC) co_return error;
+      if (error == EAGAIN) continue;            // its regions are to be its own since a moment ago
+      if (error != ENOSPC || file.own_regions.load()) co_return error;
     } else if (try_grow(cache, file, begin, limit, false)) {
       keep_reserve(cache, lane);
       co_return 0;

@@ -32,6 +32,8 @@ constexpr size_t kCheapMoveBytes = 8 * 1024;
 constexpr int kMaxReceives = 16;
 
 constexpr uint32_t kRead = static_cast<uint32_t>(protocol::Right::read);
+/// Of Via in a capability: the ways to read, then those to write.
+constexpr uint32_t kViaBits = 8, kViaMask = 0xff;
 constexpr uint32_t kWrite = static_cast<uint32_t>(protocol::Right::write);
 
 }  // namespace
@@ -399,9 +401,11 @@ std::optional<Status> Connection::attach(uint64_t id, const protocol::Capability
   }
   auto region = service_.regions.find(id);
   if (!region) return Status::not_present;
-  const Grant grant{.rights = capability.rights, .version = capability.version, .not_after_ms = capability.not_after};
-  if (grant.version < region->access_version() || grant.ended(wall_ms()) || !comes_by(capability.via))
-    return Status::forbidden;
+  Grant grant{.rights = capability.rights, .version = capability.version, .not_after_ms = capability.not_after};
+  if (!comes_by(capability.via & kViaMask)) grant.rights &= ~kRead;
+  if (!comes_by(capability.via >> kViaBits & kViaMask)) grant.rights &= ~kWrite;
+  const bool is_void = grant.version < region->access_version() || grant.ended(wall_ms());
+  if (is_void || (grant.rights == 0 && capability.rights != 0)) return Status::forbidden;
   if (!attachments_.put(id, std::move(region), grant)) return std::nullopt;
   return Status::ok;
 }

@@ -20,6 +20,7 @@ import type { RegionServer, RegionServerOptions } from '../binding/index.js';
 import { readHealth, worries } from './health.js';
 import { Keeping, type StoreSettings } from './keeping.js';
 import { findLocalAddress } from './local_address.js';
+import { Windows } from './windows.js';
 import { spareMemory, type Spare } from './memory.js';
 import { offerOf, type Offer } from './offer.js';
 
@@ -105,6 +106,7 @@ class Member implements Appliance {
   private readonly log: Logger;
   private readonly keeping: Keeping | undefined;
   private toldRestored = false;
+  private readonly windows = new Windows(() => this.running().endOverdue());
 
   constructor(
     private readonly options: ApplianceOptions,
@@ -178,6 +180,7 @@ class Member implements Appliance {
       session.close('appliance closed');
     }
     await this.following;
+    this.windows.close();
     this.server?.close();
   }
 
@@ -196,9 +199,10 @@ class Member implements Appliance {
     );
     this.session = session;
     try {
-      const { clusterKey } = await session.call('join', { version: PROTOCOL_VERSION, id: this.id });
+      const { clusterKey, access } = await session.call('join', { version: PROTOCOL_VERSION, id: this.id });
       this.acceptCluster(clusterKey);
-      this.server ??= this.serve(clusterKey);
+      this.server ??= this.serve(clusterKey, access);
+      this.server.setLinkAddresses(this.endpoints.map(({ address }) => address));
       const restored = this.keeping === undefined || this.toldRestored ? {} : { restored: this.server.restored() };
       const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe(), ...restored });
       this.toldRestored = true;
@@ -206,6 +210,7 @@ class Member implements Appliance {
       const unknown = this.destroyUnknown(new Set(welcome.regions));
       await this.keeping?.destroyed(unknown);
       await this.running().fenceClients(welcome.dead);
+      for (const { region, version } of welcome.access) await this.running().setAccess(region, version, []);
       this.beat(session, welcome.heartbeatMs);
       this.problem = undefined;
     } catch (error) {
@@ -224,7 +229,7 @@ class Member implements Appliance {
     this.clusterKey = Uint8Array.from(key);
   }
 
-  private serve(clusterKey: Uint8Array): RegionServer {
+  private serve(clusterKey: Uint8Array, access: RegionServerOptions['access']): RegionServer {
     const { options } = this;
     const [first, ...morePoints] = this.points;
     const { address: listenAddress, port } = first ?? { address: this.localAddress, port: 0 };
@@ -239,6 +244,8 @@ class Member implements Appliance {
         ...(this.keeping === undefined ? {} : { store: this.keeping.options() }),
         donatedBytes: options.memoryBytes,
         threads: options.threads ?? Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2))),
+        access,
+        onWindow: (notAfterMs) => this.windows.add(notAfterMs),
         onRefused: (peer, why) => this.log.warn({ peer, why }, 'connection refused'),
       });
       this.keeping?.begin(server);
@@ -388,6 +395,10 @@ class Member implements Appliance {
         return this.settled(this.keeping.persist(regions));
       }),
       fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
+      setAccess: on(async (server, { regions, keep }) => {
+        for (const { region, version } of regions) await server.setAccess(region, version, keep);
+        return done;
+      }),
       health: () => {
         const health = readHealth();
         return { health, worries: worries(health) };

@@ -12,7 +12,14 @@ export interface ManagerAddress {
   token: string;
   /** PEM of the authority behind the manager's certificate. */
   ca?: string | Buffer | undefined;
+  /** Who asks, and the keys of allocations that it has. */
+  name?: string | undefined;
+  keys?: readonly string[] | undefined;
 }
+
+/** Headers by which who asks is told, percent-encoded. */
+export const NAME_HEADER = 'x-extmem-name';
+export const KEYS_HEADER = 'x-extmem-keys';
 
 export function managerUrl(manager: string): URL {
   return new URL(/^\w+:\/\//.test(manager) ? manager : `http://${manager}`);
@@ -32,7 +39,7 @@ export async function askManager(address: ManagerAddress, method: string, route:
       cause: error,
     });
   }
-  if (status === 401 || status === 403) {
+  if (status === 401) {
     throw new ExtmemError(
       'EACCES',
       `the manager at ${address.manager} refused the join token; pass the one from its state folder with --token-file`,
@@ -58,7 +65,7 @@ export function managerUnreachable(manager: string, error: unknown): ExtmemError
 }
 
 function send(
-  { manager, token, ca }: ManagerAddress,
+  { manager, token, ca, name, keys = [] }: ManagerAddress,
   method: string,
   route: string,
   body: unknown,
@@ -67,6 +74,8 @@ function send(
   const content = body === undefined ? undefined : JSON.stringify(body);
   const headers = {
     authorization: `Bearer ${token}`,
+    ...(name === undefined ? {} : { [NAME_HEADER]: encodeURIComponent(name) }),
+    ...(keys.length === 0 ? {} : { [KEYS_HEADER]: keys.map(encodeURIComponent).join(',') }),
     ...(content === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(content) }),
   };
   const options: RequestOptions & { ca?: string | Buffer } = {

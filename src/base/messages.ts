@@ -43,6 +43,7 @@ export const Attr = Type.Object({
   ctime: Time,
   change: Bytes,
   persisted: Type.Optional(Type.Boolean()), // its durability
+  ownRegions: Type.Optional(Type.Boolean()), // it lies in regions of its own only: no slab of a mount's
 });
 export type Attr = Static<typeof Attr>;
 
@@ -204,6 +205,8 @@ export const clientOperations = {
       name: Type.String({ maxLength: 128 }),
       hostId: Type.String(),
       resume: Type.Optional(Type.Object({ client: Id, generation: Type.Integer(), secret: Type.String() })),
+      /** Keys of allocations, as whoever mounts was given them. */
+      keys: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 1024 }), { maxItems: 8 })),
     }),
     Type.Object({
       client: Id,
@@ -320,9 +323,10 @@ export const clientOperations = {
     Type.Object({ ino: Id, offset: Bytes, length: Bytes, record: Type.Optional(Blob) }),
     Type.Object({ record: Blob, edgesZeroed: Type.Boolean() }),
   ),
-  /** Shared mode: extents proposed by the caller for holes in the file; those of whoever came first count. Unused pieces go back to the caller. */
+  /** Shared mode: extents proposed by the caller for holes in the file; those of whoever came first count. Unused pieces go back to the caller.
+   *  room: of a file in regions of its own, in any mode: where the manager is to fill the holes; the record is the caller's newest. */
   extend: operation(
-    Type.Object({ ino: Id, record: Blob }),
+    Type.Object({ ino: Id, record: Blob, room: Type.Optional(Type.Object({ offset: Bytes, length: Bytes })) }),
     Type.Object({ record: Blob, regions: Type.Array(RegionGrant), unused: Type.Array(RegionPiece) }),
   ),
   /** Shared mode: this range was just written; answered when all other holders have dropped it from their caches, and only then is
@@ -401,18 +405,26 @@ export const clientPushes = {
   pauseWriters: operation(Type.Object({ ino: Id }), Empty),
   /** Shared mode: another client makes the file longer. Answered when nobody here does; unclean: as claimEnd's. */
   yieldEnd: operation(Type.Object({ ino: Id }), Type.Object({ unclean: Type.Boolean() })),
+  /** What this client may do with the data of a file has changed, or may have. */
+  access: operation(
+    Type.Object({ ino: Id, read: Type.Boolean(), write: Type.Boolean(), ownRegions: Type.Boolean(), regions: Type.Array(RegionGrant) }),
+    Empty,
+  ),
   /** Pieces of this client's provision that are free again (zeroed). */
   freed: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
   /** Appliances that joined, left, or came back with another incarnation; regions that are gone for good. */
   appliances: operation(Type.Object({ appliances: Type.Array(ApplianceInfo), lostRegions: Type.Array(Id) }), Empty),
 } as const;
 
+/** The versions of regions' access parameters, of those that ever had any. */
+const AccessVersions = Type.Array(Type.Object({ region: Id, version: Type.Integer({ minimum: 0, maximum: 0xffff_ffff }) }));
+
 /** Asked by an appliance of the manager. */
 export const applianceOperations = {
   /** First on every session, before the appliance can serve (and so knows its port): what it needs to begin. */
   join: operation(
     Type.Object({ version: Type.Integer(), id: Type.String({ minLength: 1, maxLength: 64 }) }),
-    Type.Object({ clusterKey: Blob }),
+    Type.Object({ clusterKey: Blob, access: AccessVersions }),
   ),
   hello: operation(
     Type.Object({
@@ -428,6 +440,8 @@ export const applianceOperations = {
       dead: ClientRanges,
       /** Regions of this incarnation that the manager knows; any other is to be destroyed. */
       regions: Type.Array(Id),
+      /** What was handed out by older versions is to be taken back. */
+      access: AccessVersions,
     }),
   ),
   /** `donatedBytes` is what is offered now. */
@@ -500,6 +514,9 @@ export const appliancePushes = {
   persist: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   /** All clients that are dead, not only those that died since. */
   fence: operation(Type.Object({ dead: ClientRanges }), Empty),
+  /** Capabilities of older versions are void, and what was handed out by them is taken back when this is answered, but for that
+   *  of the clients that keep what they have. */
+  setAccess: operation(Type.Object({ regions: AccessVersions, keep: Type.Array(Id) }), Empty),
   listRegions: operation(Empty, Type.Object({ regions: Type.Array(RegionInfo) })),
   /** A5, and what of it somebody should look at. */
   health: operation(Empty, Type.Object({ health: ApplianceHealth, worries: Type.Array(Type.String()) })),

@@ -112,7 +112,7 @@ export const Right = {
 } as const;
 export type Right = (typeof Right)[keyof typeof Right];
 
-/** Bits of a capability's `via`: by which transports, and by which of the appliance's addresses (by their place, from link_0 on) its holder may come. No bit of a kind: by any of that kind. */
+/** Bits of a capability's `via`: by which transports, or by which of the appliance's addresses (by their place, from link_0 on), its holder may come to read; the same shifted by 8 to write. One of them is enough. 0: any way. */
 export const Via = {
   shm: 1,
   tcp: 2,

@@ -20,6 +20,10 @@ export interface RegionServerOptions {
   threads: number;
   trace?: boolean;
   store?: RegionStoreOptions;
+  /** Capabilities of older versions are void, of regions that the backing store brings back. */
+  access: { region: number; version: number }[];
+  /** Something was handed out that is to be taken back then: endOverdue(). */
+  onWindow(notAfterMs: number): void;
   onRefused(peer: string, why: string): void;
 }
 export interface TracePoint {
@@ -65,6 +69,12 @@ export interface RegionServer {
   destroyRegion(region: number): void;
   punchRegion(region: number, offset: number, length: number): void;
   fenceClients(clients: { first: number; last: number }[]): Promise<void>;
+  /** From now on capabilities of an older version are void; settles when what was handed out by them is taken back, but for that of
+   *  these clients. */
+  setAccess(region: number, version: number, keep: number[]): Promise<void>;
+  /** Settles when what was handed out for a time that is over is taken back. */
+  endOverdue(): Promise<void>;
+  setLinkAddresses(addresses: string[]): void; // by which clients are told to come
   offerMemory(bytes: number): void; // regions are made and grow within so much from now on
   listRegions(): NativeRegionInfo[];
   listRecords(): { region: number; ino: number; record: Uint8Array }[];
@@ -134,8 +144,9 @@ export type Upcall =
   | { kind: 'commit'; id: number; node: number; record: Buffer; owner: string }
   /** The mount needs at least `bytes` more room to carve from. Call addProvision(), then answer. */
   | { kind: 'provision'; id: number; bytes: number }
-  /** Shared mode: extents in `record` are proposed; answer with the manager's record. */
-  | { kind: 'extend'; id: number; node: number; record: Buffer }
+  /** Shared mode: extents in `record` are proposed; answer with the manager's record. length > 0: of a file in regions of its own, in
+   *  any mode, the holes in this range are to be filled. */
+  | { kind: 'extend'; id: number; node: number; record: Buffer; offset: number; length: number }
   /** Shared mode: the range was written through. */
   | {
       kind: 'wrote';
@@ -216,6 +227,8 @@ export interface NativeMount {
   setLocked(node: number, locked: boolean): void;
   /** Whether it is set-user-ID or set-group-ID: then what is written past the kernel's cache makes the dropPrivileges upcall first. */
   setPrivileged(node: number, privileged: boolean): void;
+  /** Whether the file lies in regions of its own only: it grows by `extend` upcalls. */
+  setOwnRegions(node: number, own: boolean): void;
   /** Whether the manager does not know the file yet: fsync then makes the commit upcall although nothing changed. */
   setUnannounced(node: number, unannounced: boolean): void;
   /** How the open is answered. keepsPages: with keep_cache; direct: the kernel is told to keep nothing of what goes through it. */

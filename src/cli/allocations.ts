@@ -1,6 +1,7 @@
 /** `extmem create`, `resize`, `rm`, `ls` and `info`: allocations (files), asked of the manager, with no mount needed. */
 import { formatSize, parseSize } from '../base/size.js';
 import type { AllocationInfo } from '../manager/index.js';
+import { accessOf } from './access.js';
 import { managerAccess } from './connection.js';
 import { messageOf } from '../base/errors.js';
 import { ExitCode, UsageError } from './exit.js';
@@ -11,14 +12,14 @@ import { printError, printJson, printLine, printWarning, Progress, renderFacts, 
 
 const route = '/v1/allocations';
 
-const routeOf = (path: string): string => `${route}/${path.split('/').filter(Boolean).map(encodeURIComponent).join('/')}`;
+export const routeOf = (path: string): string => `${route}/${path.split('/').filter(Boolean).map(encodeURIComponent).join('/')}`;
 
-function apiOf(call: Invocation): ManagerApi {
+export function apiOf(call: Invocation): ManagerApi {
   return new ManagerApi(managerAccess(call.settings));
 }
 
 /** Paths are those below the mount: `table`, `/table` and `/table/` are one. */
-function pathOf(text: string): string {
+export function pathOf(text: string): string {
   const parts = text.split('/').filter((part) => part !== '');
   if (parts.includes('.') || parts.includes('..'))
     throw new UsageError(`'${text}': paths are told from the mount's root, without . and ..`);
@@ -62,6 +63,7 @@ export async function runCreate(call: Invocation): Promise<ExitCode> {
       ...(layout === undefined ? {} : { layout }),
       ...(across === undefined ? {} : { across }),
       ...durabilityOf(call),
+      ...accessOf(call),
     },
   );
   if (call.json) printJson(made);
@@ -199,6 +201,7 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
     ['layout', found.layout],
     ...describeCopies(found),
     ['durability', found.durability],
+    ['access', found.access === '' ? 'whoever has the join token: everything' : found.access],
     ['owner', `${attr.uid}:${attr.gid}, mode ${attr.mode.toString(8).padStart(4, '0')}`],
     ['modified', new Date(attr.mtime[0] * 1000).toISOString()],
   ];

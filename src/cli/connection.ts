@@ -1,5 +1,6 @@
 /** Where the manager is and what we show it: its URL from what people write, the join token from wherever it was given. */
 import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Endpoint } from '../base/messages.js';
@@ -14,6 +15,9 @@ export interface ManagerAccess {
   url: string;
   token: string;
   ca: string | undefined;
+  /** What we call ourselves, and the keys of allocations that we have. */
+  name: string;
+  keys: readonly string[];
 }
 
 export function managerAccess(settings: Settings): ManagerAccess {
@@ -22,6 +26,8 @@ export function managerAccess(settings: Settings): ManagerAccess {
     url: parseManager(settings.required('manager')),
     token: joinToken(settings),
     ca: ca === undefined ? undefined : readSecret(ca, 'the certificate of --tls-ca'),
+    name: settings.optional('name') ?? hostname(),
+    keys: accessKeys(settings),
   };
 }
 
@@ -70,6 +76,17 @@ function joinToken(settings: Settings): string {
       "the cluster's join token is needed: pass --token-file (or EXTMEM_TOKEN_FILE, --token, EXTMEM_TOKEN); the manager's host has it in the file 'token' of its state folder",
     );
   }
+}
+
+/** One a line. */
+function accessKeys(settings: Settings): string[] {
+  const key = settings.optional('key');
+  const file = settings.optional('keyFile');
+  const text = key ?? (file === undefined ? '' : readSecret(file, 'the file of --key-file'));
+  return text
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '');
 }
 
 export function readSecret(path: string, what: string): string {

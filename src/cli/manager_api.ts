@@ -14,8 +14,8 @@ export class ManagerApi {
   }
 
   async ask<Answer>(method: string, path: string, query: Record<string, string> = {}, body?: unknown): Promise<Answer> {
-    const { url: manager, token, ca } = this.access;
+    const { url: manager, token, ca, name, keys } = this.access;
     const search = new URLSearchParams(query).toString();
-    return (await askManager({ manager, token, ca }, method, `${path}${search === '' ? '' : `?${search}`}`, body)) as Answer;
+    return (await askManager({ manager, token, ca, name, keys }, method, `${path}${search === '' ? '' : `?${search}`}`, body)) as Answer;
   }
 }

@@ -22,7 +22,8 @@ const storeSettings = [
   'batterySeconds',
   'upsCommand',
 ] as const;
-const mountSettings = [...servingSettings, 'name'] as const;
+const askerSettings = ['name', 'keyFile', 'key'] as const;
+const mountSettings = [...servingSettings, ...askerSettings] as const;
 const detach = ['--detach', 'run in the background; prints the process id once it is ready'] as const;
 
 type Act = (call: Invocation) => Promise<ExitCode>;
@@ -111,7 +112,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
   ],
 ];
 
-const allocationSettings: readonly SettingName[] = managerSettings;
+const allocationSettings: readonly SettingName[] = [...managerSettings, ...askerSettings];
 
 const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
   [
@@ -123,6 +124,8 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
       flags: [
         ['--size <size>', 'as in 8G'],
         ['--durability <level>', "what fsync promises: memory (default), or persisted, in the appliances' backing stores"],
+        ['--allow <rules>', 'who may do what with it (see extmem access --help)'],
+        ['--access-key-file <path>', 'file with the key that rules with `key` ask for'],
       ],
       examples: [
         'extmem create /table --size 8G',
@@ -132,6 +135,31 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
       ],
     },
     async () => (await import('./allocations.js')).runCreate,
+  ],
+  [
+    {
+      usage: 'access <path>',
+      summary: 'show, or change, who may do what with an allocation',
+      details: `Rules are parted by ';'. Each names rights joined by '+' (read, write, read-metadata, write-metadata, destroy; or all), then conditions that must all hold:
+  clients=a,10.0.0.0/24   names that mounts give themselves (--name), addresses, networks
+  via=shm,tcp,10.0.0.2    transports, and addresses of appliances, by which data may be reached
+  key                     the key of --access-key-file was shown (--key-file)
+  days=mon-fri hours=08:00-18:00 from=2026-01-31T08:00Z until=2026-12-31   when, in UTC
+What no rule gives is not allowed. Only allocations made with --allow, empty ones, and those with regions of their own can have rules.`,
+      settings: allocationSettings,
+      flags: [
+        ['--allow <rules>', 'from now on'],
+        ['--access-key-file <path>', 'file with the key that rules with `key` ask for (default: the one in force)'],
+        ['--open', 'no rules any more: whoever has the join token may do everything'],
+      ],
+      examples: [
+        'extmem access /table',
+        "extmem access /table --allow 'all clients=db1,db2; read+read-metadata clients=10.0.0.0/24 hours=08:00-18:00'",
+        "extmem access /table --allow 'all key' --access-key-file table.key",
+        'extmem access /table --open --key-file table.key',
+      ],
+    },
+    async () => (await import('./access.js')).runAccess,
   ],
   [
     {

@@ -59,6 +59,8 @@ export const settings = {
   token: setting('--token <token>', 'EXTMEM_TOKEN', text, "the cluster's join token (seen by other users in ps: prefer --token-file)"),
   tokenFile: setting('--token-file <path>', 'EXTMEM_TOKEN_FILE', text, 'file with the join token'),
   tlsCa: setting('--tls-ca <path>', 'EXTMEM_TLS_CA', text, "certificate that the manager's is checked against (with https://)"),
+  keyFile: setting('--key-file <path>', 'EXTMEM_KEY_FILE', text, 'file with keys of allocations that ask for one, one a line'),
+  key: setting('--key <key>', 'EXTMEM_KEY', text, 'such a key itself (seen by other users in ps: prefer the file, or the environment)'),
   managerListen: setting('--listen <address>', 'EXTMEM_MANAGER_LISTEN', text, 'address or address:port to listen on', '127.0.0.1:7070'),
   stateDir: setting(
     '--state-dir <path>',

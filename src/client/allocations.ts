@@ -19,6 +19,8 @@ export const AllocationInfo = Type.Object({
   allocatedBytes: Type.Integer(),
   /** stripe, concat, mirror, raid10; with copies as in mirror:3. */
   layout: Type.String(),
+  /** Who may do what, by rules; '': whoever has the join token, everything. */
+  access: Type.String(),
   /** Has regions of its own. */
   dedicated: Type.Boolean(),
   regions: Type.Array(Type.Object({ region: Type.Integer(), bytes: Type.Integer(), appliance: Type.String(), lost: Type.Boolean() })),
@@ -36,7 +38,10 @@ export class Allocations {
   constructor(private readonly address: ManagerAddress) {}
 
   /** The directory must exist. All of its memory is reserved, or none, if it is `dedicated` (large ones are by themselves). */
-  create(path: string, options: { bytes: number; layout?: string; across?: string; dedicated?: boolean }): Promise<AllocationInfo> {
+  create(
+    path: string,
+    options: { bytes: number; layout?: string; across?: string; dedicated?: boolean; access?: string; accessKey?: string },
+  ): Promise<AllocationInfo> {
     return this.ask('POST', '/v1/allocations', AllocationInfo, { path, ...options });
   }
 

@@ -61,6 +61,9 @@ export interface HeldFile {
   isGone: boolean;
   /** An appliance came back with an earlier state of part of it: whoever has it open is told ESTALE, and it is asked for anew. */
   isBehind: boolean;
+  /** As far as is known, by its access parameters: whoever asks for more asks the manager. */
+  mayRead: boolean;
+  mayWrite: boolean;
   /** A write delegation is being recalled: until that is answered nobody else has the file, whatever native does with it. */
   soleHolder: boolean;
   /** The recall is about to be answered: whoever wants to make the file longer asks again after that. */
@@ -140,6 +143,7 @@ export class HeldFiles {
     file.attr = attr;
     file.attrChange = attr.change;
     if (file.mode === 'shared') this.native.setSize(attr.ino, attr.size);
+    this.native.setOwnRegions(attr.ino, attr.ownRegions === true);
     if (attr.nlink > 0 || file.unlinked) return;
     file.unlinked = true;
     this.onUnlinked(attr.ino);
@@ -231,6 +235,20 @@ export class HeldFiles {
     if (!isOpen(file) && file.changing === undefined) this.giveBack(file);
   }
 
+  /** What its access parameters allow has changed. Whoever has it open and may do nothing of it any more is told EACCES from now on,
+   *  also when it is allowed again; the appliances see to the rest. */
+  setAllowed(file: HeldFile, may: { read: boolean; write: boolean }): void {
+    file.mayRead = may.read;
+    file.mayWrite = may.write;
+    if (may.read || (may.write && file.readers === 0)) return;
+    file.kernelPagesValid = false;
+    this.native.breakHandles(file.ino, constants.errno.EACCES);
+    this.native.dropPages(file.ino, 0, -1);
+    this.native.invalidateInode(file.ino, 0, -1).catch((error: unknown) => {
+      this.log.warn({ ino: file.ino, error }, 'the kernel did not drop what it had of a file that may not be read any more');
+    });
+  }
+
   /** Asks the manager what a void file is now. Rejects when that cannot be known yet. */
   renew(file: HeldFile): Promise<void> {
     return this.changeDelegation(file, () => this.renewVoid(file));
@@ -287,6 +305,7 @@ export class HeldFiles {
     this.regions.put(grant.regions);
     this.native.renewFile(ino, mode, record);
     this.native.setPrivileged(ino, isPrivileged(attr.mode));
+    this.native.setOwnRegions(ino, attr.ownRegions === true);
     Object.assign(file, {
       mode,
       asked,
@@ -302,6 +321,8 @@ export class HeldFiles {
     this.acquires += 1;
     const asked = this.manager.ask('acquire', { ino, mode }).then((grant) => {
       const file = this.install(grant, mode);
+      if (mode === 'write') file.mayWrite = true;
+      else file.mayRead = true;
       if (!suffices(file, mode)) throw new ExtmemError('EIO', `opening inode ${ino} for ${mode}: the manager granted ${grant.mode} only`);
     });
     const settled = asked.catch(() => undefined);
@@ -325,6 +346,7 @@ export class HeldFiles {
     }
     this.native.putFile(attr.ino, mode, record);
     if (isPrivileged(attr.mode)) this.native.setPrivileged(attr.ino, true);
+    if (attr.ownRegions === true) this.native.setOwnRegions(attr.ino, true);
     const closedAt = this.closedChanges.get(attr.ino);
     const file: HeldFile = {
       ino: attr.ino,
@@ -341,6 +363,8 @@ export class HeldFiles {
       isVoid: false,
       isGone: false,
       isBehind: false,
+      mayRead: true,
+      mayWrite: true,
     };
     this.files.set(attr.ino, file);
     return file;
@@ -418,11 +442,11 @@ export function isOpen(file: HeldFile): boolean {
 }
 
 function suffices(file: HeldFile, mode: OpenMode): boolean {
-  if (file.isVoid || file.isGone || file.isBehind) return false;
+  if (file.isVoid || file.isGone || file.isBehind || !(mode === 'write' ? file.mayWrite : file.mayRead)) return false;
   return file.mode === 'write' || mode === 'read' || (file.mode === 'shared' && file.asked === 'write');
 }
 
 /** Not worth keeping once it is closed: shared files hold others up, unlinked ones hold memory. */
 function isOwed(file: HeldFile): boolean {
-  return file.mode === 'shared' || file.unlinked || file.isBehind;
+  return file.mode === 'shared' || file.unlinked || file.isBehind || !file.mayRead || !file.mayWrite;
 }

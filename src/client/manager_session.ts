@@ -52,6 +52,8 @@ export interface SessionOptions {
   ca?: string | Buffer;
   name: string;
   hostId: string;
+  /** Of allocations whose access parameters ask for one. */
+  keys?: readonly string[];
   log: Logger;
 }
 
@@ -174,12 +176,18 @@ export class ManagerSession implements Manager {
     });
     const sentAtMs = performance.now();
     try {
-      const { name, hostId } = this.options;
+      const { name, hostId, keys = [] } = this.options;
       const before = this.first;
       const resume = before === undefined ? undefined : { client: before.client, generation: before.generation, secret: before.secret };
       const hello = await link.call(
         'hello',
-        { version: PROTOCOL_VERSION, name, hostId, ...(resume === undefined ? {} : { resume }) },
+        {
+          version: PROTOCOL_VERSION,
+          name,
+          hostId,
+          ...(keys.length === 0 ? {} : { keys: [...keys] }),
+          ...(resume === undefined ? {} : { resume }),
+        },
         { timeoutMs: HELLO_TIMEOUT_MS },
       );
       this.link = link;
@@ -203,6 +211,7 @@ export class ManagerSession implements Manager {
       invalidate: async (ask) => (await this.pushes).invalidate(ask),
       pauseWriters: async (ask) => (await this.pushes).pauseWriters(ask),
       yieldEnd: async (ask) => (await this.pushes).yieldEnd(ask),
+      access: async (ask) => (await this.pushes).access(ask),
       freed: async (ask) => (await this.pushes).freed(ask),
       appliances: async (ask) => (await this.pushes).appliances(ask),
     };

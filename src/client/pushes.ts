@@ -167,6 +167,14 @@ export class Pushes implements PushHandlers {
     return this.dropping.get(ino);
   }
 
+  access({ ino, read, write, ownRegions, regions }: PushAsk<'access'>): typeof DONE {
+    this.parts.regions.put(regions);
+    this.parts.native.setOwnRegions(ino, ownRegions);
+    const file = this.parts.held.get(ino);
+    if (file !== undefined) this.parts.held.setAllowed(file, { read, write });
+    return DONE;
+  }
+
   freed({ pieces }: PushAsk<'freed'>): typeof DONE {
     this.parts.native.freeSlabs(pieces);
     return DONE;

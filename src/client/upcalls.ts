@@ -99,13 +99,14 @@ export class Upcalls {
     }
   }
 
-  private async extend({ node, record }: Asked<'extend'>): Promise<Uint8Array> {
+  private async extend({ node, record, offset, length }: Asked<'extend'>): Promise<Uint8Array> {
     const { held, manager, native, regions, cache } = this.parts;
-    if (held.get(node)?.soleHolder === true) return this.extendAlone(node, record);
-    const agreed = await manager.ask('extend', { ino: node, record });
+    if (length === 0 && held.get(node)?.soleHolder === true) return this.extendAlone(node, record);
+    const room = length === 0 ? {} : { room: { offset, length } };
+    const agreed = await manager.ask('extend', { ino: node, record, ...room });
     regions.put(agreed.regions);
     const file = held.get(node); // native takes the record itself, unless it has a newer one by now
-    if (file !== undefined) file.recordChange = Math.max(file.recordChange, recordChange(agreed.record));
+    if (file !== undefined && file.mode !== 'write') file.recordChange = Math.max(file.recordChange, recordChange(agreed.record));
     if (agreed.unused.length > 0) native.freeSlabs(agreed.unused);
     cache.dropAttr(node);
     return agreed.record;

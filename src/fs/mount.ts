@@ -52,6 +52,8 @@ export interface MountFileSystemOptions {
   transport?: Transport;
   deadlineMs?: number;
   name?: string;
+  /** Keys of allocations whose access parameters ask for one. */
+  keys?: readonly string[];
   hostId?: string;
   /** Where the control socket goes (mount_control.ts); absent: none. */
   runtimeDir?: string;
@@ -88,6 +90,7 @@ export async function mountFileSystem(options: MountFileSystemOptions): Promise<
     token: options.token,
     ...(options.ca === undefined ? {} : { ca: options.ca }),
     name: options.name ?? hostname(),
+    ...(options.keys === undefined ? {} : { keys: options.keys }),
     hostId: options.hostId ?? readHostId(),
     log,
   });

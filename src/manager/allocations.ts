@@ -9,6 +9,7 @@ import { formatLayout, hasCopies, parseAcross, parseLayout, type Layout } from '
 import { lostRanges } from '../base/marks.js';
 import type { AcrossName, Attr, Durability } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
+import { isProtected, type Identity } from './access.js';
 import type { Contents, ContentsParts } from './contents.js';
 import type { DirectoryDelegations } from './directory_delegations.js';
 import { roundUpToPages, type Files } from './files.js';
@@ -17,6 +18,7 @@ import { attrOf, findFile, findInode, layoutOf, ROOT_INO, type Inode } from './i
 import { limits } from './limits.js';
 import { putInode, type Names } from './names.js';
 import type { Persistence } from './persistence.js';
+import type { AccessAsk, AccessInfo } from './protection.js';
 import { shareOf, type PlacementStrategy } from './placement.js';
 import { UNBORN_INO, type Region } from './regions.js';
 
@@ -55,6 +57,8 @@ export interface AllocationInfo {
   appliances: string[];
   lost: boolean;
   durability: Durability;
+  /** Who may do what, by its rules; '': whoever has the join token, everything. */
+  access: string;
   /** An earlier state of it came back from a backing store: opening it says ESTALE until that is accepted. */
   behind: boolean;
   holders: { client: number; name: string; mode: string; open: string; connected: boolean }[];
@@ -72,8 +76,10 @@ export class Allocations {
     across?: string;
     dedicated?: boolean;
     durability?: Durability;
+    access?: string;
+    accessKey?: string;
   }): Promise<AllocationInfo> {
-    const { store, names, interest } = this.parts;
+    const { store, names, interest, protection } = this.parts;
     checkSize(ask.bytes);
     const { parent, name } = await this.parentOf(ask.path);
     if (names.lookup(store, parent.ino, name) !== undefined) throw new ExtmemError('EEXIST', `${ask.path} exists`);
@@ -84,7 +90,10 @@ export class Allocations {
       ...(across === undefined ? {} : { across }),
     };
     this.checkApart(layout);
-    const isDedicated = ask.dedicated ?? ask.bytes >= this.parts.dedicatedBytes;
+    const asked = { rules: ask.access ?? '', key: ask.accessKey };
+    const access = ask.access === undefined && ask.accessKey === undefined ? undefined : await protection.begin(asked);
+    const isClosed = access !== undefined && access.rules.length > 0;
+    const isDedicated = isClosed || (ask.dedicated ?? ask.bytes >= this.parts.dedicatedBytes);
     const regions = isDedicated && ask.bytes > 0 ? await this.takeRegions(ask.bytes, layout) : [];
     try {
       const { inode, changes } = await store.transact((tx) => {
@@ -102,8 +111,9 @@ export class Allocations {
         const durability = ask.durability === 'persisted' ? { durability: ask.durability } : {};
         const { layout: _layout, copies: _copies, across: _across, ...plain } = made.inode;
         const sized: Inode = { ...plain, size: ask.bytes, ...layout, ...durability };
-        putInode(tx, sized);
-        return { inode: this.giveRegions(tx, sized, regions, { from: 0, size: ask.bytes }), changes: made.changes };
+        if (access === undefined) putInode(tx, sized);
+        const begun = access === undefined ? sized : protection.put(tx, sized, access);
+        return { inode: this.giveRegions(tx, begun, regions, { from: 0, size: ask.bytes }), changes: made.changes };
       });
       await interest.tell(undefined, changes);
       return this.describe(ask.path, inode);
@@ -113,12 +123,12 @@ export class Allocations {
     }
   }
 
-  async resize(path: string, bytes: number): Promise<AllocationInfo> {
+  async resize(path: string, bytes: number, who?: Identity): Promise<AllocationInfo> {
     checkSize(bytes);
-    const { store, contents, regions } = this.parts;
+    const { store, contents, regions, access } = this.parts;
     const inode = await this.findPath(path);
-    findFile(store, inode.ino);
-    const isDedicated = regions.ofFile(inode.ino).length > 0;
+    access.check(findFile(store, inode.ino), who, 'write');
+    const isDedicated = isProtected(inode) || regions.ofFile(inode.ino).length > 0;
     const end = this.allocatedEnd(inode.ino);
     const isGrowing = isDedicated && bytes > Math.max(inode.size, end);
     const made = isGrowing ? await this.takeRegions(bytes - end, layoutOf(inode)) : [];
@@ -137,47 +147,70 @@ export class Allocations {
     return this.describe(path, findFile(store, inode.ino));
   }
 
-  async destroy(path: string, recursive = false): Promise<void> {
+  async destroy(path: string, recursive = false, who?: Identity): Promise<void> {
     const { parent, name } = await this.parentOf(path);
     const inode = await this.findPath(path);
-    if (inode.kind !== 'directory' || !recursive) return this.unlink(parent.ino, name, false);
-    await this.empty(inode.ino);
-    await this.unlink(parent.ino, name, true);
+    if (inode.kind !== 'directory' || !recursive) return this.unlink(parent.ino, name, false, who);
+    await this.empty(inode.ino, who);
+    await this.unlink(parent.ino, name, true, who);
   }
 
   /** Says who holds it; what is open is renewed by its client. An allocation without a time limit needs no more. */
-  renew(path: string): Promise<AllocationInfo> {
-    return this.info(path);
+  renew(path: string, who?: Identity): Promise<AllocationInfo> {
+    return this.info(path, who);
   }
 
-  async info(path: string): Promise<AllocationInfo> {
-    return this.describe(path, await this.findPath(path));
+  async info(path: string, who?: Identity): Promise<AllocationInfo> {
+    const inode = await this.findPath(path);
+    this.parts.access.check(inode, who, 'read-metadata');
+    return this.describe(path, inode);
+  }
+
+  /** Who may do what with it. */
+  async showAccess(path: string, who?: Identity): Promise<AccessInfo> {
+    const inode = findFile(this.parts.store, (await this.findPath(path)).ino);
+    this.parts.access.check(inode, who, 'read-metadata');
+    return this.parts.protection.describe(inode);
+  }
+
+  async changeAccess(path: string, ask: AccessAsk, who?: Identity): Promise<AccessInfo> {
+    const inode = findFile(this.parts.store, (await this.findPath(path)).ino);
+    return (await this.parts.protection.change(inode.ino, ask, who)).info;
   }
 
   /** What is in a directory, in the order of its making; `after`: the cookie (`next`) that the last answer ended with. */
-  async list(path: string, page: { after: number; limit: number }): Promise<{ allocations: AllocationInfo[]; next?: number }> {
+  async list(
+    path: string,
+    page: { after: number; limit: number },
+    who?: Identity,
+  ): Promise<{ allocations: AllocationInfo[]; next?: number }> {
+    const { access } = this.parts;
     const directory = await this.findPath(path);
-    if (directory.kind !== 'directory') return { allocations: [this.describe(path, directory)] };
+    if (directory.kind !== 'directory') return { allocations: [await this.info(path, who)] };
     const { entries, end } = await this.read({ ino: directory.ino, cookie: page.after, limit: page.limit });
     const next = entries.at(-1)?.cookie;
     return {
-      allocations: entries.map(({ name, inode }) => this.describe(`${path}/${name}`, inode)),
+      allocations: entries
+        .filter(({ inode }) => access.allows(inode, who, 'read-metadata'))
+        .map(({ name, inode }) => this.describe(`${path}/${name}`, inode)),
       ...(end || next === undefined ? {} : { next }),
     };
   }
 
   /** As its mounts have written it back; everything, without a path. */
-  async persist(path?: string): Promise<{ appliances: string[] }> {
+  async persist(path?: string, who?: Identity): Promise<{ appliances: string[] }> {
     const { persistence } = this.parts;
     if (path === undefined) return { appliances: await persistence.persistAll() };
     const inode = await this.findPath(path);
+    this.parts.access.check(inode, who, 'write-metadata');
     await persistence.persistFiles([findFile(this.parts.store, inode.ino).ino]);
     return { appliances: [...new Set(this.placementOf(inode.ino).map(({ appliance }) => appliance))] };
   }
 
   /** An earlier state of it is accepted. */
-  async accept(path: string): Promise<AllocationInfo> {
+  async accept(path: string, who?: Identity): Promise<AllocationInfo> {
     const inode = await this.findPath(path);
+    this.parts.access.check(inode, who, 'write-metadata');
     await this.parts.persistence.accept(findFile(this.parts.store, inode.ino).ino);
     return this.describe(path, inode);
   }
@@ -223,19 +256,19 @@ export class Allocations {
     return directories.seeing(undefined, () => [ask.ino, ...page().entries.map(({ inode }) => inode)], page);
   }
 
-  private async empty(directory: number): Promise<void> {
+  private async empty(directory: number, who: Identity | undefined): Promise<void> {
     for (let end = false; !end;) {
       const page = await this.read({ ino: directory, cookie: 0, limit: EMPTY_BATCH });
       end = page.end;
-      for (const { inode } of page.entries) if (inode.kind === 'directory') await this.empty(inode.ino);
-      await Promise.all(page.entries.map(({ name, inode }) => this.unlink(directory, name, inode.kind === 'directory')));
+      for (const { inode } of page.entries) if (inode.kind === 'directory') await this.empty(inode.ino, who);
+      await Promise.all(page.entries.map(({ name, inode }) => this.unlink(directory, name, inode.kind === 'directory', who)));
     }
   }
 
-  private async unlink(parent: number, name: string, directory: boolean): Promise<void> {
+  private async unlink(parent: number, name: string, directory: boolean, who: Identity | undefined): Promise<void> {
     const { store, names, interest, reclaimer } = this.parts;
     const { changes, tickets } = await store.transact((tx) => {
-      const { changes } = names.unlink(tx, { parent, name, directory });
+      const { changes } = names.unlink(tx, { parent, name, directory }, who);
       return { changes, tickets: reclaimer.ticketsOf(tx) };
     });
     await interest.tell(undefined, changes);
@@ -290,7 +323,8 @@ export class Allocations {
     range: { from: number; size: number },
   ): Inode {
     if (made.length === 0) return inode;
-    for (const region of made) this.parts.regions.setRow(tx, region, { ino: inode.ino });
+    const access = inode.access === undefined ? {} : { access: inode.access.version };
+    for (const region of made) this.parts.regions.setRow(tx, region, { ino: inode.ino, ...access });
     return this.parts.files.append(tx, inode, extentsOver(made, layoutOf(inode), range.from), range.size);
   }
 
@@ -322,6 +356,7 @@ export class Allocations {
       appliances,
       lost: lost.length > 0,
       durability: inode.durability ?? 'memory',
+      access: this.parts.protection.describe(inode).rules,
       behind: this.parts.persistence.isBehind(store, inode.ino),
       holders: delegations.holders(inode.ino).map(({ client, row }) => ({
         client,

@@ -27,9 +27,9 @@ export function applianceConnection(parts: Parts): ApplianceConnection {
       );
   };
   const handlers: Handlers<typeof applianceOperations> = {
-    join: ({ version }) => {
+    join: ({ version, id }) => {
       checkVersion(version);
-      return { clusterKey: parts.clusterKey };
+      return { clusterKey: parts.clusterKey, access: regions.accessOn(id) };
     },
     hello: async (ask) => {
       checkVersion(ask.version);
@@ -51,6 +51,7 @@ export function applianceConnection(parts: Parts): ApplianceConnection {
         heartbeatMs: HEARTBEAT_MS,
         dead: clients.dead(),
         regions: regions.idsOn(registered.id, registered.info.incarnation),
+        access: regions.accessOn(registered.id),
       };
     },
     heartbeat: (memory) => {

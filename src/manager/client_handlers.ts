@@ -23,7 +23,11 @@ export interface ClientConnection {
   attach(session: ClientSession): void;
 }
 
-export function clientConnection(parts: Parts): ClientConnection {
+/** What a change of the size brings along. */
+const WITH_DATA = ['size', 'dropPrivileges'];
+
+/** address: where the client's session comes from. */
+export function clientConnection(parts: Parts, address: string): ClientConnection {
   const { interest, delegations, reclaimer } = parts;
   let session: ClientSession | undefined;
   let client: Client | undefined;
@@ -46,13 +50,19 @@ export function clientConnection(parts: Parts): ClientConnection {
           `this manager speaks version ${PROTOCOL_VERSION}, the client ${ask.version}; install the same extmem on both`,
         );
       if (session === undefined || client !== undefined) throw new ExtmemError('EPROTO', 'hello comes once');
+      const keys = await Promise.all((ask.keys ?? []).map((key) => parts.access.digest(key)));
       const welcome = await parts.clients.welcome(ask, session);
       const known = welcome.client;
+      known.address = address;
+      known.keys = keys;
       client = known;
       void session.closed.then(() => parts.locks.cancelWaits(known.id));
       // It was not told of anything meanwhile, and has dropped what it had cached.
       if (welcome.resumed) interest.forget(known);
-      setImmediate(() => void reclaimer.tellFreed(known));
+      setImmediate(() => {
+        void reclaimer.tellFreed(known);
+        void parts.protection.tellAgain(known);
+      });
       return {
         client: known.id,
         generation: known.generation,
@@ -79,7 +89,7 @@ export function clientConnection(parts: Parts): ClientConnection {
 type NamespaceName = 'lookup' | 'getattr' | 'readdir' | 'create';
 
 function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, NamespaceName> {
-  const { store, names, interest, delegations, directories } = parts;
+  const { store, names, interest, delegations, directories, access } = parts;
   const child = (parent: number, name: string): Inode | undefined => names.lookup(store, parent, name);
 
   /** Attributes for an answer, at once where nobody needs to be asked. The client is told when those that it may keep change. */
@@ -87,6 +97,7 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
     client: Client,
     inode: Inode,
   ): { attr: Attr; cacheable: boolean } | Promise<{ attr: Attr; cacheable: boolean }> => {
+    access.check(inode, client, 'read-metadata');
     if (inode.kind === 'file' && delegations.hasWriter(inode.ino, client)) return delegations.attributes(client, inode.ino);
     const cacheable = delegations.isCacheable(client, inode.ino);
     if (cacheable) interest.noteAttributes(client, inode.ino);
@@ -124,7 +135,9 @@ function namespaceHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operat
         () => {
           const { entries, end } = page();
           return {
-            entries: entries.map(({ name, cookie, inode }) => {
+            // Whoever may not see what is told of a file sees no name of it either.
+            entries: entries.flatMap(({ name, cookie, inode }) => {
+              if (!access.allows(inode, client, 'read-metadata')) return [];
               interest.noteEntry(client, ask.ino, name);
               const cacheable = delegations.isCacheable(client, inode.ino);
               if (cacheable) interest.noteAttributes(client, inode.ino);
@@ -162,7 +175,7 @@ function changeHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operation
           client,
           () => [ask.newParent, findInode(store, ask.ino)],
           async () => {
-            const { attr, changes } = await store.transact((tx) => names.link(tx, ask));
+            const { attr, changes } = await store.transact((tx) => names.link(tx, ask, client));
             await interest.tell(client, changes);
             interest.noteEntry(client, ask.newParent, ask.newName);
             return { attr, parents: changes.parents };
@@ -178,7 +191,7 @@ function changeHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operation
           () => [ask.parent, child(ask.parent, ask.name)],
           async () => {
             const { inode, changes, tickets } = await store.transact((tx) => ({
-              ...names.unlink(tx, ask),
+              ...names.unlink(tx, ask, client),
               tickets: reclaimer.ticketsOf(tx),
             }));
             await interest.tell(client, changes);
@@ -196,7 +209,7 @@ function changeHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operation
           () => [ask.parent, ask.newParent, child(ask.parent, ask.name), child(ask.newParent, ask.newName)],
           async () => {
             const { moved, replaced, changes, tickets } = await store.transact((tx) => ({
-              ...names.rename(tx, ask),
+              ...names.rename(tx, ask, client),
               tickets: reclaimer.ticketsOf(tx),
             }));
             await interest.tell(client, changes);
@@ -228,7 +241,7 @@ type ContentName =
   | 'readlink';
 
 function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operations>, ContentName> {
-  const { store, interest, delegations, directories, contents } = parts;
+  const { store, interest, delegations, directories, contents, access } = parts;
   /** What a file is asked for by whoever may not have looked at it yet. */
   const seeing = <T>(client: Client, ino: number, look: () => T): T | Promise<Awaited<T>> =>
     directories.seeing(client, () => [findInode(store, ino)], look);
@@ -254,16 +267,26 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
       const { size } = ask.set;
       const asker = me();
       return seeing(asker, ask.ino, () => {
+        const rest = Object.keys(ask.set).filter((name) => !WITH_DATA.includes(name));
+        const inode = findInode(store, ask.ino);
+        if (size !== undefined || ask.set.dropPrivileges === true) access.check(inode, asker, 'write');
+        if (rest.length > 0 && size === undefined) access.check(inode, asker, 'write-metadata');
         if (size === undefined) return contents.setAttributes(asker, ask);
         const { record, onlyGrow } = ask;
         return contents.truncate(asker, ask.ino, { ...ask.set, size }, { record, onlyGrow });
       });
     },
-    getxattrs: ({ ino }) => seeing(me(), ino, () => ({ xattrs: parts.xattrs.list(ino) })),
+    getxattrs: ({ ino }) => {
+      const client = me();
+      return seeing(client, ino, () => {
+        access.check(findInode(store, ino), client, 'read-metadata');
+        return { xattrs: parts.xattrs.list(ino) };
+      });
+    },
     setxattr: (ask) => {
       const client = me();
       return seeing(client, ask.ino, async () => {
-        const inode = await parts.xattrs.set(ask);
+        const inode = await parts.xattrs.set(ask, client);
         const attr = attrOf(inode);
         await interest.tell(client, { entries: [], attributes: [attr] });
         return { attr };

@@ -32,13 +32,16 @@ interface ClientRow {
 
 export class Client {
   session: ClientSession | undefined;
+  /** Of its session, and digests of the keys that it has shown there. */
+  address = '';
+  keys: readonly Uint8Array[] = [];
   lastSeenAt = Date.now();
   /** Its last session ended because nothing was heard, not because its process closed it: it may be alive behind a cut. */
   fellSilent = true;
   /** live: may ask. fencing: its grants are being killed. gone: nothing of it is left. */
   state: 'live' | 'fencing' | 'gone' = 'live';
   /** Regions it was given rights to: never less than before, so that a reader's grant does not take a provision's right to write. */
-  readonly granted = new Map<number, { rights: number; capability: Buffer }>();
+  readonly granted = new Map<number, { rights: number; terms: string; capability: Buffer }>();
   /** Free pieces of its provision that it has not been told of yet. */
   freed: RegionPiece[] = [];
   tellingFreed = false;
@@ -54,6 +57,9 @@ export class Client {
   }
   get generation(): number {
     return this.row.generation;
+  }
+  get name(): string {
+    return this.row.name;
   }
   get isConnected(): boolean {
     return this.session?.isOpen === true;

@@ -7,6 +7,7 @@ import { ExtmemError } from '../base/errors.js';
 import { locateCopies, recordIno } from '../base/file_record.js';
 import type { Answer, Ask, Attr, clientOperations, clientPushes, RegionPiece, SetAttr } from '../base/messages.js';
 import { PAGE_BYTES, RECALL_TIMEOUT_MS } from '../base/protocol.js';
+import { isProtected, type Access } from './access.js';
 import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
 import type { Copies } from './copies.js';
@@ -19,7 +20,9 @@ import type { Interest } from './interest.js';
 import { limits, times } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import type { Names } from './names.js';
+import type { OwnRoom } from './own_room.js';
 import type { Persistence } from './persistence.js';
+import type { Protection } from './protection.js';
 import type { Reclaimer } from './reclaim.js';
 import { READ_WRITE, type Regions } from './regions.js';
 
@@ -38,6 +41,9 @@ export interface ContentsParts {
   ends: Ends;
   persistence: Persistence;
   copies: Copies;
+  access: Access;
+  protection: Protection;
+  ownRoom: OwnRoom;
   fence(client: Client, why: string): Promise<void>;
 }
 
@@ -121,6 +127,7 @@ export class Contents {
     const { store, files, regions, delegations, reclaimer } = this.parts;
     await delegations.answerTaken(ask.ino, client);
     this.checkWriter(client, ask.ino);
+    if (isProtected(findFile(store, ask.ino))) return this.extendOwn(client, ask);
     const { inode, unused, tickets } = await store.transact((tx) => {
       const before = findFile(tx, ask.ino);
       const extended = files.extend(tx, before, ask.record, client.id);
@@ -133,6 +140,18 @@ export class Contents {
       regions: regions.grantAll(client, files.regionIds(files.extents(store, ask.ino)), READ_WRITE),
       unused,
     };
+  }
+
+  /** Of a file in regions of its own: the holes are filled here, and whoever asks has nothing to propose. */
+  private async extendOwn(client: Client, { ino, record, room }: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
+    const { store, files, regions, delegations, ownRoom, access } = this.parts;
+    access.check(findFile(store, ino), client, 'write');
+    if (room === undefined)
+      throw new ExtmemError('EAGAIN', `inode ${ino} has had access parameters set meanwhile: it lies in regions of its own`);
+    const inode = await ownRoom.fill(ino, room, (tx) => this.takeRecord(tx, client, ino, record));
+    delegations.extentsChanged(ino, client);
+    const grants = regions.grantAll(client, files.regionIds(files.extents(store, ino)), READ_WRITE);
+    return { record: recordOf(store, inode), regions: grants, unused: [] };
   }
 
   /** The others have dropped what they had of the range, and take the new size, before the file is longer: nobody sees the size

@@ -12,7 +12,8 @@ import { ExtmemError } from '../base/errors.js';
 import { allocatedBytes, decodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
 import type { Answer, Attr, clientPushes, DelegationMode, FileGrant } from '../base/messages.js';
-import { Right } from '../base/protocol.js';
+import { RECALL_TIMEOUT_MS, Right } from '../base/protocol.js';
+import type { Access } from './access.js';
 import type { Client, Clients } from './clients.js';
 import { demand } from './demand.js';
 import type { Ends } from './ends.js';
@@ -61,6 +62,7 @@ export interface DelegationParts {
   interest: Interest;
   locks: Locks;
   ends: Ends;
+  access: Access;
   log: Logger;
   fence(client: Client, why: string): Promise<void>;
   /** Cuts off what lies behind the end of a file, whose turn it is. */
@@ -118,7 +120,7 @@ export class Delegations {
 
   acquire(client: Client, ino: number, mode: 'read' | 'write'): Promise<FileGrant> {
     return this.turns.run(ino, async () => {
-      findFile(this.parts.store, ino);
+      this.parts.access.check(findFile(this.parts.store, ino), client, mode);
       const open = mode === 'write' || this.find(ino, client.id)?.row.open === 'write' ? 'write' : 'read';
       await this.makeRoom(ino, client, open);
       this.checkLive(client);
@@ -293,6 +295,16 @@ export class Delegations {
     } finally {
       delete holder.taking;
     }
+  }
+
+  /** Has a holder write back and give up what it caches, if it does so in time. Nobody is fenced for it. */
+  async tryRecall(ino: number, holder: Holder): Promise<boolean> {
+    const client = this.parts.clients.get(holder.client);
+    if (client === undefined) return true;
+    const told = await this.parts.clients.tell(client, 'recall', { ino, to: 'shared' }, { limitMs: RECALL_TIMEOUT_MS });
+    if (told.status !== 'answered' || this.find(ino, holder.client) !== holder) return told.status === 'answered';
+    await this.takeAnswer(ino, client, holder, told.answer);
+    return true;
   }
 
   /** What a client asks after its answer to a recall is about the file as that answer made it. */

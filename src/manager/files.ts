@@ -29,6 +29,7 @@ import {
 import { carryMarks } from '../base/marks.js';
 import type { RegionPiece, Time } from '../base/messages.js';
 import { PAGE_BYTES } from '../base/protocol.js';
+import { isProtected } from './access.js';
 import { acceptsEpoch, recordHeader, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type ReadView, type Transaction } from './metadata_store.js';
@@ -37,6 +38,7 @@ import type { Reclaimer } from './reclaim.js';
 import type { Region, Regions } from './regions.js';
 
 const BLOCK_BYTES = 512;
+const NOBODY = 0;
 
 export class Files {
   constructor(
@@ -69,7 +71,8 @@ export class Files {
       change: record.change > inode.change ? record.change : inode.change + 1,
       blocks: extentsChanged ? allocatedBytes(record) / BLOCK_BYTES : inode.blocks,
     };
-    if (extentsChanged) this.replaceExtents(tx, stored, encoded, record, client);
+    // What is protected does not lie beside other files: no slab of a client's is taken for it.
+    if (extentsChanged) this.replaceExtents(tx, stored, encoded, record, isProtected(inode) ? NOBODY : client);
     putInode(tx, next);
     return next;
   }
@@ -122,7 +125,7 @@ export class Files {
     const { record, added, unused } = mergeExtents(current, proposed);
     if (added.length === 0) return { inode, unused };
     const taken = checkedPieces(added, inode.ino);
-    this.regions.checkClaim(taken, { client, ino: inode.ino });
+    this.regions.checkClaim(taken, { client: isProtected(inode) ? NOBODY : client, ino: inode.ino });
     const next: Inode = { ...inode, blocks: allocatedBytes(record) / BLOCK_BYTES, ctime: now(), change: inode.change + 1 };
     this.putRecord(tx, { ...record, ...recordHeader(next) });
     putInode(tx, next);
@@ -166,7 +169,7 @@ export class Files {
     );
     if (overlaps) throw new ExtmemError('EAGAIN', `inode ${inode.ino} grew meanwhile; try again`);
     const taken = checkedPieces(extents, inode.ino);
-    this.regions.checkClaim(taken, { client: 0, ino: inode.ino });
+    this.regions.checkClaim(taken, { client: NOBODY, ino: inode.ino });
     const at = now();
     const next: Inode = {
       ...inode,
@@ -183,6 +186,19 @@ export class Files {
     return next;
   }
 
+  /** Extents of regions that are the file's own, for holes: whoever holds the file is told. */
+  fill(tx: Transaction, inode: Inode, extents: readonly Extent[]): Inode {
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    const all = [...(stored === undefined ? [] : decodeRecord(stored).extents), ...extents].sort((a, b) => a.fileOffset - b.fileOffset);
+    const taken = checkedPieces(extents, inode.ino);
+    this.regions.checkClaim(taken, { client: NOBODY, ino: inode.ino });
+    const next: Inode = { ...inode, blocks: allocatedBytes({ extents: all }) / BLOCK_BYTES, ctime: now(), change: inode.change + 1 };
+    this.putRecord(tx, { ...recordHeader(next), extents: all });
+    putInode(tx, next);
+    this.regions.claim(taken);
+    return next;
+  }
+
   /** The inode has no name and no holder: all of it goes. */
   destroy(tx: Transaction, inode: Inode): void {
     const { ino } = inode;
@@ -190,6 +206,7 @@ export class Files {
     tx.remove(keys.xattrs(ino));
     tx.remove(keys.orphan(ino));
     tx.remove(keys.locks(ino));
+    tx.remove(keys.timed(ino));
     const stored = tx.get<Uint8Array>(keys.record(ino));
     if (stored === undefined) return;
     tx.remove(keys.record(ino));

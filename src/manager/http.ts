@@ -11,6 +11,7 @@ import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest }
 import { LRUCache } from 'lru-cache';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
+import { KEYS_HEADER, NAME_HEADER } from '../base/manager_http.js';
 import {
   ApplianceInfo,
   applianceOperations,
@@ -22,6 +23,7 @@ import {
   type Operations,
 } from '../base/messages.js';
 import { MAX_FRAME_BYTES, Session, type Handlers, type SessionSocket, type SessionTables } from '../base/session.js';
+import { MAX_KEYS, type Identity } from './access.js';
 import { applianceConnection } from './appliance_handlers.js';
 import { clientConnection } from './client_handlers.js';
 import { limits } from './limits.js';
@@ -36,6 +38,8 @@ export interface HttpOptions {
 }
 
 const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
+const AccessRules = Type.String({ maxLength: 16 * 1024 });
+const AccessKey = Type.String({ minLength: 1, maxLength: 1024 });
 const CreateBody = Type.Object({
   path: Type.String({ minLength: 1 }),
   bytes: Type.Integer({ minimum: 0 }),
@@ -46,7 +50,11 @@ const CreateBody = Type.Object({
   durability: Type.Optional(Durability),
   /** Regions of its own, whatever its size. */
   dedicated: Type.Optional(Type.Boolean()),
+  /** Who may do what with it: rules, and the key that those with `key` ask for. It then has regions of its own. */
+  access: Type.Optional(AccessRules),
+  accessKey: Type.Optional(AccessKey),
 });
+const AccessBody = Type.Object({ rules: AccessRules, key: Type.Optional(AccessKey) });
 const ResizeBody = Type.Object({ bytes: Type.Integer({ minimum: 0 }) });
 const PersistBody = Type.Object({ path: Type.Optional(Type.String({ minLength: 1 })) });
 const AcceptBody = Type.Object({ path: Type.String({ minLength: 1 }) });
@@ -61,6 +69,8 @@ const PathQuery = Type.Object({ path: Type.Optional(Type.String()), recursive: T
 const Anything = Type.Unsafe<Record<string, unknown>>({ type: 'object', additionalProperties: true });
 
 const statusOfCode: Record<string, number> = {
+  EACCES: 403,
+  EOPNOTSUPP: 409,
   ENOENT: 404,
   EEXIST: 409,
   EBUSY: 409,
@@ -133,9 +143,9 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
   app.get<{ Querystring: Static<typeof ListQuery> }>(
     '/v1/allocations',
     { schema: { summary: 'Names in a directory', querystring: ListQuery, response: { 200: Anything } } },
-    (request) => {
+    async (request) => {
       const { path, after, limit } = request.query;
-      return allocations.list(path, { after, limit });
+      return allocations.list(path, { after, limit }, await identify(parts, request));
     },
   );
   app.post<{ Body: Static<typeof CreateBody> }>(
@@ -161,7 +171,7 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
         response: { 200: Anything, '4xx': ErrorAnswer, '5xx': ErrorAnswer },
       },
     },
-    (request) => allocations.persist(request.body.path),
+    async (request) => allocations.persist(request.body.path, await identify(parts, request)),
   );
   app.post<{ Body: Static<typeof AcceptBody> }>(
     '/v1/restore',
@@ -172,7 +182,7 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
         response: { 200: Anything, '4xx': ErrorAnswer },
       },
     },
-    (request) => allocations.accept(request.body.path),
+    async (request) => allocations.accept(request.body.path, await identify(parts, request)),
   );
   app.get('/v1/clients', { schema: { summary: 'Known clients', response: { 200: Anything } } }, () => ({
     clients: describeStatus(parts).clients,
@@ -185,7 +195,8 @@ interface OnePath {
   Querystring: Static<typeof PathQuery>;
 }
 
-function addAllocationRoutes(app: FastifyInstance, { allocations }: Parts): void {
+function addAllocationRoutes(app: FastifyInstance, parts: Parts): void {
+  const { allocations } = parts;
   const schema = (summary: string, more: Record<string, unknown> = {}) => ({
     schema: {
       summary,
@@ -200,15 +211,27 @@ function addAllocationRoutes(app: FastifyInstance, { allocations }: Parts): void
     if (path === undefined) throw new ExtmemError('EINVAL', 'name the allocation: /v1/allocations/<path>, or ?path=');
     return path;
   };
-  app.get<OnePath>('/v1/allocations/*', schema('Information about an allocation'), (request) => allocations.info(pathOf(request)));
-  app.post<OnePath>('/v1/allocations/*', schema('Renew an allocation (its path, then /renew)'), (request) => {
+  app.get<OnePath>('/v1/allocations/*', schema('Information about an allocation'), async (request) =>
+    allocations.info(pathOf(request), await identify(parts, request)),
+  );
+  app.post<OnePath>('/v1/allocations/*', schema('Renew an allocation (its path, then /renew)'), async (request) => {
     const { url } = request;
     if (!/\/renew(\?|$)/.test(url)) throw new ExtmemError('EINVAL', 'POST to an allocation only renews it: <path>/renew');
-    return allocations.renew(pathOf(request).replace(/\/renew$/, ''));
+    return allocations.renew(pathOf(request).replace(/\/renew$/, ''), await identify(parts, request));
   });
+  app.get<OnePath>('/v1/access/*', schema('Who may do what with an allocation'), async (request) =>
+    allocations.showAccess(pathOf(request), await identify(parts, request)),
+  );
+  app.put<OnePath & { Body: Static<typeof AccessBody> }>(
+    '/v1/access/*',
+    schema('Change who may do what with an allocation; answered when what was handed out by what held before is taken back', {
+      body: AccessBody,
+    }),
+    async (request) => allocations.changeAccess(pathOf(request), request.body, await identify(parts, request)),
+  );
   for (const url of ['/v1/allocations', '/v1/allocations/*']) {
-    app.patch<OnePath & { Body: Static<typeof ResizeBody> }>(url, schema('Resize an allocation', { body: ResizeBody }), (request) =>
-      allocations.resize(pathOf(request), request.body.bytes),
+    app.patch<OnePath & { Body: Static<typeof ResizeBody> }>(url, schema('Resize an allocation', { body: ResizeBody }), async (request) =>
+      allocations.resize(pathOf(request), request.body.bytes, await identify(parts, request)),
     );
     app.delete<OnePath>(
       url,
@@ -216,10 +239,32 @@ function addAllocationRoutes(app: FastifyInstance, { allocations }: Parts): void
         response: { 204: Type.Null(), '4xx': ErrorAnswer },
       }),
       async (request, reply) => {
-        await allocations.destroy(pathOf(request), request.query.recursive);
+        await allocations.destroy(pathOf(request), request.query.recursive, await identify(parts, request));
         return reply.code(204).send(null);
       },
     );
+  }
+}
+
+/** Who asks, as far as access parameters go by it. */
+async function identify({ access }: Parts, request: FastifyRequest): Promise<Identity> {
+  const header = (name: string): string => {
+    const value = request.headers[name];
+    return typeof value === 'string' ? value : '';
+  };
+  const shown = header(KEYS_HEADER)
+    .split(',')
+    .filter((key) => key !== '');
+  if (shown.length > MAX_KEYS) throw new ExtmemError('EINVAL', `${shown.length} keys at once are more than ${MAX_KEYS}`);
+  const keys = await Promise.all(shown.map((key) => access.digest(decode(key))));
+  return { name: decode(header(NAME_HEADER)), address: request.ip, keys };
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    throw new ExtmemError('EINVAL', 'a header is not percent-encoded as it should be');
   }
 }
 
@@ -237,7 +282,7 @@ function addSessions(app: FastifyInstance, parts: Parts, refused: RefusalLog): v
       },
     });
   app.get('/v1/clients/session', { websocket: true, schema: { hide: true } }, (socket, request) => {
-    const connection = clientConnection(parts);
+    const connection = clientConnection(parts, request.ip);
     connection.attach(open(socket, request, { out: clientPushes, in: clientOperations }, connection.handlers));
   });
   app.get('/v1/appliances/session', { websocket: true, schema: { hide: true } }, (socket, request) => {

@@ -118,7 +118,7 @@ function describeProcess(pid: number): string {
 
 /** What is done without being asked. */
 function startChores(parts: Parts): { stop(): void } {
-  const { reclaimer, fencing, contents, log } = parts;
+  const { reclaimer, fencing, contents, protection, log } = parts;
   // What an earlier life freed may still be read through old records by clients that resume: they have a lease to do so.
   const startRestored = (): void => {
     contents.retellCuts(reclaimer.restoredCuts()).then(
@@ -131,12 +131,16 @@ function startChores(parts: Parts): { stop(): void } {
   const abandoned = setInterval(() => {
     fencing.fenceAbandoned().catch((error: unknown) => log.error({ error }, 'fencing clients that were not heard of for long failed'));
   }, times.abandonedMs / 4).unref();
+  const windows = setInterval(() => {
+    protection.noteTime().catch((error: unknown) => log.error({ error }, 'telling of windows that began or ended failed'));
+  }, times.windowsMs).unref();
   const wanted = setInterval(() => fencing.fenceWanted(), times.wantedMs).unref();
   return {
     stop: () => {
       clearTimeout(restored);
       clearInterval(abandoned);
       clearInterval(wanted);
+      clearInterval(windows);
     },
   };
 }

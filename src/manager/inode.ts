@@ -8,6 +8,7 @@ import { encodeRecord, restampRecord } from '../base/file_record.js';
 import { DEFAULT_LAYOUT, type Layout } from '../base/layout.js';
 import type { AcrossName, Attr, Durability, InodeKind, LayoutName, Time } from '../base/messages.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
+import { isProtected, type AccessRow } from './access.js';
 import { keys, type ReadView } from './metadata_store.js';
 
 export const ROOT_INO = 1;
@@ -39,6 +40,8 @@ export interface Inode {
   readonly across?: AcrossName;
   /** What fsync of a file promises; absent: memory. */
   readonly durability?: Durability;
+  /** Who may do what with a file; absent: whoever has the join token, everything. */
+  readonly access?: AccessRow;
   /** Of a symlink. */
   readonly target?: string;
   /** Of a directory. */
@@ -57,7 +60,8 @@ export interface Entry {
 export function attrOf(inode: Inode): Attr {
   const { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change } = inode;
   const persisted = inode.durability === 'persisted' ? { persisted: true } : {};
-  return { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change, ...persisted };
+  const ownRegions = isProtected(inode) ? { ownRegions: true } : {};
+  return { ino, kind, mode, uid, gid, nlink, rdev, size, blocks, atime, mtime, ctime, change, ...persisted, ...ownRegions };
 }
 
 /** A change of attributes (ctime), or of contents too (mtime). */

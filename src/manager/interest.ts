@@ -104,6 +104,14 @@ export class Interest {
     if (notices.size > 0) await Promise.all([...notices].map(([client, notice]) => this.send(client, notice)));
   }
 
+  /** Nobody believes what it has cached of an inode's attributes; what they are it asks, if it may. */
+  async forgetAttributes(ino: number): Promise<void> {
+    const meant = this.attributes.take(String(ino), undefined);
+    await Promise.all(
+      meant.map((client) => this.clients.tell(client, 'invalidate', { ino, offset: 0, length: 0 }, { limitMs: times.leaseMs })),
+    );
+  }
+
   forget(client: Client): void {
     this.names.forget(client);
     this.attributes.forget(client);

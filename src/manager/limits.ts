@@ -41,6 +41,8 @@ export const times = {
   fenceAckMs: 2000,
   /** How often it is looked whether somebody waits for what a client holds that does not come back. */
   wantedMs: 250,
+  /** How often it is looked whether a window of access parameters has begun or ended. */
+  windowsMs: 500,
   /** A client that was not heard of for so long is fenced even if nobody wants what it holds. */
   abandonedMs: 60_000,
 } as const;

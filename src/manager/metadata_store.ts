@@ -63,6 +63,9 @@ export const keys = {
   appliances: 'a/',
   /** A file of which an earlier state came back. */
   behind: (ino: number) => `s/${hex(ino)}`,
+  /** A file whose access parameters have windows. */
+  timed: (ino: number) => `w/${hex(ino)}`,
+  allTimed: 'w/',
   region: (region: number) => `R/${hex(region)}`,
   regions: 'R/',
   /** Pieces that no record names any more and that are not yet zeroed. */

@@ -93,7 +93,7 @@ export class NameBatches {
     const { names, delegations } = this.parts;
     const there = tx.get<Entry>(keys.entry(parent, name))?.ino;
     if (there !== ino) throw new ExtmemError('ESTALE', `'${name}' in directory ${parent} is inode ${String(there)}, not ${ino}`);
-    const { changes } = names.unlink(tx, { parent, name, directory: false, at });
+    const { changes } = names.unlink(tx, { parent, name, directory: false, at }, client);
     if (released) delegations.releaseIn(tx, client, ino, record);
     return changes;
   }

@@ -9,6 +9,7 @@ import { now } from '../base/clock.js';
 import { ExtmemError } from '../base/errors.js';
 import type { Ask, Attr, InodeKind, SetAttr, Time, clientOperations } from '../base/messages.js';
 import { S_ISGID, withoutPrivileges } from '../base/mode_bits.js';
+import type { Access, Identity } from './access.js';
 import { attrOf, findDirectory, findInode, FIRST_COOKIE, layoutOf, ROOT_INO, touch, type Entry, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, takeNumber, type ReadView, type Transaction } from './metadata_store.js';
@@ -32,7 +33,10 @@ export type CreateAsk = Ask<typeof clientOperations, 'create'>;
 export type RenameAsk = Ask<typeof clientOperations, 'rename'>;
 
 export class Names {
-  constructor(private readonly unlinked: (tx: Transaction, inode: Inode) => void) {}
+  constructor(
+    private readonly unlinked: (tx: Transaction, inode: Inode) => void,
+    private readonly access: Access,
+  ) {}
 
   ensureRoot(tx: Transaction): void {
     if (tx.get(keys.inode(ROOT_INO)) !== undefined) return;
@@ -94,10 +98,11 @@ export class Names {
     return { inode, isNew: true, changes: changesIn([ask], [after]) };
   }
 
-  link(tx: Transaction, ask: { ino: number; newParent: number; newName: string }): { attr: Attr; changes: Changes } {
+  link(tx: Transaction, ask: { ino: number; newParent: number; newName: string }, who?: Identity): { attr: Attr; changes: Changes } {
     checkName(ask.newName);
     const inode = findInode(tx, ask.ino);
     if (inode.kind === 'directory') throw new ExtmemError('EPERM', `inode ${ask.ino} is a directory: it has one name`);
+    this.access.check(inode, who, 'write-metadata');
     if (inode.nlink === 0) throw new ExtmemError('ENOENT', `inode ${ask.ino} has no name any more`);
     if (inode.nlink >= limits.linksPerInode) throw new ExtmemError('EMLINK', `inode ${ask.ino} has ${inode.nlink} names`);
     const parent = findDirectory(tx, ask.newParent);
@@ -110,9 +115,14 @@ export class Names {
     return { attr: attrOf(linked), changes: changesIn([{ parent: ask.newParent, name: ask.newName }], [after], [linked]) };
   }
 
-  unlink(tx: Transaction, ask: { parent: number; name: string; directory: boolean; at?: Time }): { inode: Inode; changes: Changes } {
+  unlink(
+    tx: Transaction,
+    ask: { parent: number; name: string; directory: boolean; at?: Time },
+    who?: Identity,
+  ): { inode: Inode; changes: Changes } {
     const parent = findDirectory(tx, ask.parent);
     const { entry, inode } = this.find(tx, ask.parent, ask.name);
+    this.access.check(inode, who, 'destroy');
     if (ask.directory) {
       if (inode.kind !== 'directory') throw new ExtmemError('ENOTDIR', `'${ask.name}' is no directory`);
       checkEmpty(tx, inode, ask.name);
@@ -124,12 +134,13 @@ export class Names {
     return { inode: left, changes: changesIn([ask], [after], [left]) };
   }
 
-  rename(tx: Transaction, ask: RenameAsk): { moved: Attr; replaced: Inode | undefined; changes: Changes } {
+  rename(tx: Transaction, ask: RenameAsk, who?: Identity): { moved: Attr; replaced: Inode | undefined; changes: Changes } {
     checkName(ask.newName);
     if (ask.exchange && ask.noReplace) throw new ExtmemError('EINVAL', 'rename: exchange and noReplace exclude each other');
     findDirectory(tx, ask.parent);
     findDirectory(tx, ask.newParent);
     const from = this.find(tx, ask.parent, ask.name);
+    this.access.check(from.inode, who, 'write-metadata');
     const there = tx.get<Entry>(keys.entry(ask.newParent, ask.newName));
     if (there === undefined && ask.exchange) throw new ExtmemError('ENOENT', `'${ask.newName}' does not exist: nothing to exchange`);
     if (there !== undefined && ask.noReplace) throw new ExtmemError('EEXIST', `'${ask.newName}' exists`);
@@ -137,6 +148,7 @@ export class Names {
     if (there === undefined) return this.move(tx, ask, from);
     const to = { entry: there, inode: findInode(tx, there.ino) };
     if (to.inode.ino === from.inode.ino) return { moved: attrOf(from.inode), replaced: undefined, changes: NONE };
+    this.access.check(to.inode, who, ask.exchange ? 'write-metadata' : 'destroy');
     if (!ask.exchange) return this.replace(tx, ask, from, to);
     this.checkLoop(tx, to.inode, ask.parent);
     return this.exchange(tx, ask, from, to);

@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { CLUSTER_KEY_BYTES } from '../base/keys.js';
 import type { Logger } from '../base/logger.js';
 import type { ApplianceInfo } from '../base/messages.js';
+import { Access } from './access.js';
 import { Allocations } from './allocations.js';
 import { Appliances } from './appliances.js';
 import { Clients } from './clients.js';
@@ -21,8 +22,10 @@ import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
 import { NameBatches } from './name_batches.js';
 import { Names } from './names.js';
+import { OwnRoom } from './own_room.js';
 import { Persistence } from './persistence.js';
 import { placementStrategy, type PlacementName } from './placement.js';
+import { Protection } from './protection.js';
 import { Provisions } from './provisions.js';
 import { Reclaimer } from './reclaim.js';
 import { Regions, UNBORN_INO } from './regions.js';
@@ -35,6 +38,8 @@ export interface Parts {
   names: Names;
   files: Files;
   xattrs: Xattrs;
+  access: Access;
+  protection: Protection;
   clients: Clients;
   appliances: Appliances;
   regions: Regions;
@@ -70,6 +75,7 @@ interface ClusterRow {
 export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const { store, log } = options;
   const cluster = await findCluster(store);
+  const access = new Access(cluster.key);
   const placement = placementStrategy(options.placement);
   const appliances = new Appliances(store, log);
   const regions = new Regions(store, appliances, cluster.key, log);
@@ -87,7 +93,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     holders: (ino) => delegations.holders(ino),
     clear: (ino) => delegations.turns.run(ino, () => clearBeyondEnd(ino)),
   });
-  const held = { store, clients, files, regions, reclaimer, interest, locks, ends, log };
+  const held = { store, clients, files, regions, reclaimer, interest, locks, ends, access, log };
   const delegations: Delegations = new Delegations({ ...held, fence, clearBeyondEnd });
   const directories = new DirectoryDelegations({ store, clients, turns: delegations.turns, fence });
   const copies = new Copies({ store, files, regions, reclaimer, clients, delegations, log, fence });
@@ -97,14 +103,17 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     directories.drop(tx, inode.ino);
     if (delegations.isHeld(inode.ino)) tx.put(keys.orphan(inode.ino), 1);
     else files.destroy(tx, inode);
-  });
+  }, access);
   const nameBatches = new NameBatches({ store, names, delegations, directories, interest, reclaimer });
   const persistence = new Persistence({ store, files, regions, appliances, log });
-  const fileParts = { store, names, files, regions, reclaimer, appliances, clients, interest, delegations, ends, persistence, copies };
+  const ownRoom = new OwnRoom({ store, files, regions, appliances, placement });
+  const protection = new Protection({ store, access, files, regions, appliances, clients, delegations, interest, log });
+  const kept = { store, files, regions, reclaimer, persistence, access, protection, ownRoom, copies };
+  const fileParts = { ...kept, names, appliances, clients, interest, delegations, ends };
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
-  const xattrs = new Xattrs({ store, files, delegations, allocations });
+  const xattrs = new Xattrs({ store, files, delegations, allocations, protection });
   await store.transact((tx) => names.ensureRoot(tx));
   await copies.sweep();
   await directories.clean();
@@ -116,6 +125,8 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     names,
     files,
     xattrs,
+    access,
+    protection,
     clients,
     appliances,
     regions,

@@ -15,6 +15,7 @@ import type { Logger } from '../base/logger.js';
 import type { RegionGrant, RegionPiece } from '../base/messages.js';
 import { Right } from '../base/protocol.js';
 import type { Appliance, Appliances, RestoredRegion } from './appliances.js';
+import type { Terms } from './access.js';
 import type { Client } from './clients.js';
 import { keys, takeNumber, type MetadataStore, type Transaction } from './metadata_store.js';
 import { RangeSet } from './range_set.js';
@@ -30,6 +31,8 @@ export interface RegionRow {
   readonly lost: boolean;
   /** It came back as it was some time ago, and files that have other copies are not yet rid of this one. */
   readonly stale?: boolean;
+  /** The version of its access parameters, once it has had any. */
+  readonly access?: number;
 }
 
 export class Region {
@@ -63,6 +66,8 @@ export interface RegionAsk {
 export class Regions {
   private readonly regions = new Map<number, Region>();
   private readonly reserved = new Map<string, number>();
+  /** What a client may do with a file's own region. */
+  termsOf: (client: Client, row: RegionRow) => Terms | undefined = () => undefined;
 
   constructor(
     private readonly store: MetadataStore,
@@ -99,6 +104,13 @@ export class Regions {
     return appliance.isUp ? Math.max(0, appliance.info.donatedBytes - this.reservedBytes(appliance.id)) : 0;
   }
 
+  /** For an appliance that comes (back). */
+  accessOn(appliance: string): { region: number; version: number }[] {
+    return [...this.regions.values()].flatMap(({ row }) =>
+      row.appliance === appliance && row.access !== undefined ? [{ region: row.region, version: row.access }] : [],
+    );
+  }
+
   /** Ids of the regions that an appliance of this incarnation holds. */
   idsOn(appliance: string, incarnation: number): number[] {
     return [...this.regions.values()]
@@ -111,13 +123,20 @@ export class Regions {
     const region = this.regions.get(id);
     if (region === undefined || this.appliances.owesFences(region.row.appliance)) return undefined;
     const before = client.granted.get(id);
-    const all = rights | (before?.rights ?? 0);
-    let capability = before?.capability;
-    if (capability === undefined || all !== before?.rights) {
-      capability = issueCapability(this.clusterKey, { client: client.id, generation: client.generation, rights: all, region: id });
-      client.granted.set(id, { rights: all, capability });
+    const { bytes, appliance, incarnation, access: version = 0 } = region.row;
+    const { rights: allowed, via, notAfter } = this.termsOf(client, region.row) ?? { rights: READ_WRITE, via: 0, notAfter: 0 };
+    const all = (rights | (before?.rights ?? 0)) & allowed;
+    if (all === 0) {
+      client.granted.delete(id);
+      return undefined;
     }
-    const { bytes, appliance, incarnation } = region.row;
+    const terms = `${version} ${via} ${notAfter}`;
+    let capability = before?.capability;
+    if (capability === undefined || all !== before?.rights || terms !== before.terms) {
+      const ask = { client: client.id, generation: client.generation, rights: all, region: id, version, via, notAfter };
+      capability = issueCapability(this.clusterKey, ask);
+      client.granted.set(id, { rights: all, terms, capability });
+    }
     return { region: id, bytes, appliance, incarnation, capability };
   }
 

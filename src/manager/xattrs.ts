@@ -5,17 +5,20 @@ import { ExtmemError } from '../base/errors.js';
 import { DEFAULT_LAYOUT, formatLayout, parseAcross, parseLayout } from '../base/layout.js';
 import type { Ask, clientOperations } from '../base/messages.js';
 import type { Allocations } from './allocations.js';
+import type { Identity } from './access.js';
 import type { Delegations } from './delegations.js';
 import type { Files } from './files.js';
 import { findInode, layoutOf, touch, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';
+import type { Protection } from './protection.js';
 
 const OURS = 'user.extmem.';
 const LAYOUT = 'user.extmem.layout';
 const ACROSS = 'user.extmem.across';
 const DURABILITY = 'user.extmem.durability';
+const ACCESS = 'user.extmem.access';
 
 type Stored = Record<string, Uint8Array>;
 type SetAsk = Ask<typeof clientOperations, 'setxattr'>;
@@ -25,6 +28,7 @@ export interface XattrParts {
   files: Files;
   delegations: Delegations;
   allocations: Allocations;
+  protection: Protection;
 }
 
 function setDurability(inode: Inode, ask: SetAsk): Inode {
@@ -58,13 +62,20 @@ export class Xattrs {
     if (inode.across !== undefined) all[ACROSS] = Buffer.from(inode.across);
     if (inode.kind === 'directory') return all;
     all[DURABILITY] = Buffer.from(inode.durability ?? 'memory');
+    all[ACCESS] = Buffer.from(this.parts.protection.describe(inode).rules);
     all[`${OURS}placement`] = Buffer.from(JSON.stringify(allocations.placementOf(ino)));
     const holders = delegations.holders(ino).map(({ client, row }) => ({ client, mode: row.mode, open: row.open }));
     all[`${OURS}lease`] = Buffer.from(JSON.stringify(holders));
     return all;
   }
 
-  async set(ask: SetAsk): Promise<Inode> {
+  async set(ask: SetAsk, who: Identity): Promise<Inode> {
+    const { store, protection } = this.parts;
+    protection.checkChange(findInode(store, ask.ino), who);
+    if (ask.name === ACCESS) {
+      const rules = ask.value === undefined ? '' : Buffer.from(ask.value).toString();
+      return (await protection.change(ask.ino, { rules }, who)).inode;
+    }
     return this.parts.store.transact((tx) => {
       const inode = findInode(tx, ask.ino);
       const next = ask.name.startsWith(OURS) ? this.setOurs(inode, ask) : this.setStored(tx, inode, ask);

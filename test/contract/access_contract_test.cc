@@ -30,6 +30,9 @@ uint32_t via_of(const Transport& transport) {
   }
 }
 
+/// To read and to write.
+uint32_t both(uint32_t via) { return via | via << 8; }
+
 struct Terms {
   uint32_t rights = kReadWrite;
   uint32_t version = 1;
@@ -95,12 +98,26 @@ TEST_CASE("each right, by each way: what is not given is forbidden, and what is 
       for (const uint32_t rights : {kRead, kWrite, kReadWrite}) {
         INFO("via ", via, " rights ", rights);
         Holder holder(process, transport, ++id);
-        auto& region = holder.give({.rights = rights, .via = via});
+        auto& region = holder.give({.rights = rights, .via = both(via)});
         const bool by_way = via == 0 || (via & (own | link)) != 0;
         CHECK(holder.write(region) == status_when(by_way && (rights & kWrite) != 0));
         CHECK(holder.read(region) == status_when(by_way && (rights & kRead) != 0));
       }
     }
+  });
+}
+
+TEST_CASE("the ways to read and to write are told apart") {
+  over_plain_transports([](ApplianceProcess& process, const Transport& transport) {
+    const uint32_t own = via_of(transport),
+                   other = own == bit(protocol::Via::tcp) ? bit(protocol::Via::shm) : bit(protocol::Via::tcp);
+    Holder reads(process, transport, 1), writes(process, transport, 2);
+    auto& readable = reads.give({.via = own | other << 8});
+    CHECK(reads.read(readable) == Status::ok);
+    CHECK(reads.write(readable) == Status::forbidden);
+    auto& writable = writes.give({.via = other | own << 8});
+    CHECK(writes.write(writable) == Status::ok);
+    CHECK(writes.read(writable) == Status::forbidden);
   });
 }
 
@@ -116,8 +133,8 @@ TEST_CASE("whatever of a capability is changed, it is no capability") {
     uint64_t id = 1;
     for (auto* forge : forgeries) {
       Holder holder(process, transport, ++id);
-      auto capability =
-          holder.capability({.rights = kRead, .not_after = region::wall_ms() + 3'600'000, .via = via_of(transport)});
+      auto capability = holder.capability(
+          {.rights = kRead, .not_after = region::wall_ms() + 3'600'000, .via = both(via_of(transport))});
       CHECK(holder.read(holder.put(capability)) == Status::ok);
       Holder forger(process, transport, id + 100);
       capability.client = forger.credentials.client;

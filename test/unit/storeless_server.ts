@@ -1,4 +1,4 @@
-/** The part of a region server, for tests, that has no backing store. */
+/** The part of a region server, for tests, that has no backing store and protects nothing. */
 import type { RegionServerOptions } from '../../src/binding/index.js';
 
 export class StorelessServer {
@@ -19,6 +19,13 @@ export class StorelessServer {
   persistLast(): Promise<void> {
     return Promise.resolve();
   }
+  setAccess(): Promise<void> {
+    return Promise.resolve();
+  }
+  endOverdue(): Promise<void> {
+    return Promise.resolve();
+  }
+  setLinkAddresses(): void {}
   settleFreed(): Promise<void> {
     return Promise.resolve();
   }

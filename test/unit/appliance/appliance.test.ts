@@ -74,6 +74,7 @@ class TestManager {
   clusterKey = Buffer.alloc(32, 1);
   dead: { first: number; last: number }[] = [];
   known: number[] = [];
+  access: { region: number; version: number }[] = [];
   readonly asked: string[] = [];
   readonly infos: ApplianceInfo[] = [];
   session: ManagerSide | undefined;
@@ -110,11 +111,11 @@ class TestManager {
       for (const wake of this.waiting.splice(0)) wake();
     };
     return {
-      join: () => (note('join'), { clusterKey: this.clusterKey }),
+      join: () => (note('join'), { clusterKey: this.clusterKey, access: [] }),
       hello: ({ appliance }) => {
         this.infos.push(appliance);
         note('hello');
-        return { clusterKey: this.clusterKey, heartbeatMs: 20, dead: this.dead, regions: this.known };
+        return { clusterKey: this.clusterKey, heartbeatMs: 20, dead: this.dead, regions: this.known, access: this.access };
       },
       heartbeat: () => (note('heartbeat'), {}),
       goodbye: () => (note('goodbye'), {}),

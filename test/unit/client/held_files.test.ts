@@ -15,6 +15,9 @@ function regionGrant(region: number, rights: number): RegionGrant {
     clientGeneration: 1,
     rights,
     region: BigInt(region),
+    notAfter: 0n,
+    via: 0,
+    version: 0,
     mac: new Uint8Array(32),
   });
   return { region, bytes: 64 * 1024 * 1024, appliance: 'a', incarnation: 1, capability };
@@ -203,7 +206,7 @@ describe('recall', () => {
     await settle();
     t.manager.takeAsked();
     t.client.answerUpcall({ kind: 'wrote', id: 1, node: 5, offset: 0, length: 10, mtimeSec: 1, mtimeNsec: 0, holdsPages: true });
-    t.client.answerUpcall({ kind: 'extend', id: 2, node: 5, record: emptyRecord(5) });
+    t.client.answerUpcall({ kind: 'extend', id: 2, node: 5, record: emptyRecord(5), offset: 0, length: 0 });
     expect((await t.native.told('answers', 1)).errno).toBe(0);
     expect((await t.native.told('answers', 2)).errno).toBe(0);
     expect(t.manager.takeAsked()).toEqual([]);

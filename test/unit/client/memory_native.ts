@@ -119,6 +119,7 @@ export class MemoryNative implements NativeMount {
     if (file.mode === 'shared') file.record = { ...file.record, size: Math.max(size, file.record.size) };
   }
   setUnannounced(): void {}
+  setOwnRegions(): void {}
   setLocked(node: number, locked: boolean): void {
     this.file(node).locked = locked;
   }

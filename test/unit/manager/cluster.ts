@@ -178,6 +178,10 @@ export class TestAppliance {
         this.events.push(...ask.dead.map(({ first, last }) => `fence ${first}-${last}`));
         return done;
       },
+      setAccess: ({ regions, keep }) => {
+        for (const { region, version } of regions) this.events.push(`access ${region} ${version} keep ${keep.join(' ')}`);
+        return done;
+      },
       health: () => ({ health: {}, worries: [] }),
       listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),
       listRecords: () => ({ records: this.records }),
@@ -192,6 +196,7 @@ export class TestAppliance {
       destroyRegions: dispatch('destroyRegions'),
       punch: dispatch('punch'),
       fence: dispatch('fence'),
+      setAccess: dispatch('setAccess'),
       health: dispatch('health'),
       listRegions: dispatch('listRegions'),
       listRecords: dispatch('listRecords'),
@@ -299,6 +304,7 @@ export class TestClient {
       invalidate: () => ({}),
       pauseWriters: () => ({}),
       yieldEnd: () => ({ unclean: false }),
+      access: () => ({}),
       freed: () => ({}),
       appliances: () => ({}),
     };
@@ -320,6 +326,7 @@ export class TestClient {
       invalidate: dispatch('invalidate'),
       pauseWriters: dispatch('pauseWriters'),
       yieldEnd: dispatch('yieldEnd'),
+      access: dispatch('access'),
       freed: dispatch('freed'),
       appliances: dispatch('appliances'),
     };
