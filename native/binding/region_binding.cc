@@ -211,6 +211,9 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       one.Set("bytes", from_u64(env, regions[index].bytes));
       one.Set("residentBytes", from_u64(env, regions[index].resident_bytes));
       one.Set("thin", Napi::Boolean::New(env, regions[index].thin));
+      one.Set("absentBytes", from_u64(env, regions[index].absent_bytes));
+      one.Set("damagedPages", from_u64(env, regions[index].damaged_pages));
+      one.Set("accessVersion", from_u64(env, regions[index].access_version));
       list.Set(index, one);
     }
     return list;

@@ -575,7 +575,15 @@ void Region::destroy_held() {
 
 RegionInfo Region::info() const {
   std::shared_lock shared(hold_);
-  return {.id = id_, .bytes = bytes_, .resident_bytes = resident_bytes(), .thin = thin_, .epoch = epoch_};
+  const uint64_t absent = blocks_ ? std::min(blocks_->absent_count() * BlockState::kBytes, bytes_) : 0;
+  return {.id = id_,
+          .bytes = bytes_,
+          .resident_bytes = resident_bytes(),
+          .thin = thin_,
+          .epoch = epoch_,
+          .absent_bytes = absent,
+          .damaged_pages = blocks_ ? blocks_->damaged_pages() : 0,
+          .access_version = access_version()};
 }
 
 std::optional<Outcome> Region::put_record(uint64_t ino, std::vector<uint8_t>&& bytes) {

@@ -29,6 +29,9 @@ struct RegionInfo {
   uint64_t id, bytes, resident_bytes;
   bool thin;
   uint32_t epoch;
+  uint64_t absent_bytes;   ///< restored, and in the store only
+  uint64_t damaged_pages;  ///< reads of them fail
+  uint32_t access_version;
 };
 
 struct RecordInfo {

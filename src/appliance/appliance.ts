@@ -12,11 +12,11 @@ import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import { applianceOperations, appliancePushes, type ApplianceInfo, type Ask, type Endpoint } from '../base/messages.js';
+import { applianceOperations, appliancePushes, type ApplianceInfo, type Ask, type Endpoint, type RegionInfo } from '../base/messages.js';
 import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
-import type { RegionServer, RegionServerOptions } from '../binding/index.js';
+import type { NativeRegionInfo, RegionServer, RegionServerOptions } from '../binding/index.js';
 import { readHealth, worries } from './health.js';
 import { Keeping, type StoreSettings } from './keeping.js';
 import { findLocalAddress } from './local_address.js';
@@ -366,6 +366,11 @@ class Member implements Appliance {
     return {};
   }
 
+  private activityOf({ region, absentBytes }: NativeRegionInfo): RegionInfo['activity'] {
+    if (this.keeping?.isPersisting(region) === true) return 'persisting';
+    return absentBytes > 0 ? 'restoring' : 'none';
+  }
+
   /** What the manager may ask. Errors of the region server keep their code. */
   private handlers(): Handlers<typeof appliancePushes> {
     const on = <Ask, Answer>(act: (server: RegionServer, ask: Ask) => Answer) => {
@@ -403,7 +408,9 @@ class Member implements Appliance {
         const health = readHealth();
         return { health, worries: worries(health) };
       },
-      listRegions: on((server) => ({ regions: server.listRegions() })),
+      listRegions: on((server) => ({
+        regions: server.listRegions().map((region) => ({ ...region, activity: this.activityOf(region) })),
+      })),
       listRecords: on((server) => ({ records: server.listRecords() })),
       removeRecords: on((server, { records }) => {
         for (const { region, ino } of records) ifThere(() => server.removeRecord(region, ino));

@@ -35,6 +35,7 @@ export class Keeping {
   private warnedAt = -Infinity;
   private toldAt = 0;
   private failure = '';
+  private readonly persisting = new Set<readonly number[]>();
 
   constructor(
     private readonly settings: StoreSettings,
@@ -66,8 +67,18 @@ export class Keeping {
     if (continuouslyMs !== undefined) this.timer = setTimeout(() => this.persistAgain(continuouslyMs), continuouslyMs);
   }
 
-  persist(regions: number[]): Promise<void> {
-    return this.server?.persist(regions) ?? Promise.resolve();
+  /** [] means all. */
+  async persist(regions: number[]): Promise<void> {
+    this.persisting.add(regions);
+    try {
+      await this.server?.persist(regions);
+    } finally {
+      this.persisting.delete(regions);
+    }
+  }
+
+  isPersisting(region: number): boolean {
+    return [...this.persisting].some((regions) => regions.length === 0 || regions.includes(region));
   }
 
   async freed(pieces: readonly RegionPiece[]): Promise<void> {

@@ -244,6 +244,17 @@ export function cutExtents(record: FileRecord, offset: number, length: number): 
   return { record: { ...record, extents: joinExtents(kept) }, freed: joinPieces(freed) };
 }
 
+/** Whole pages: what follows offset + length moves to offset (collapse), or what follows offset moves behind a hole (insert). Only
+ *  offsets in the file change, no byte is moved. */
+export function shiftExtents(record: FileRecord, how: 'collapse' | 'insert', offset: number, length: number): Cut {
+  const before = cutExtents(record, offset, Infinity).record.extents;
+  const gone = how === 'collapse' ? length : 0;
+  const by = how === 'collapse' ? -length : length;
+  const after = cutExtents(record, 0, offset + gone).record.extents.map((extent) => ({ ...extent, fileOffset: extent.fileOffset + by }));
+  const freed = gone > 0 ? cutExtents(record, offset, gone).freed : [];
+  return { record: { ...record, extents: joinExtents([...before, ...after]) }, freed };
+}
+
 export interface Merge {
   record: FileRecord;
   /** Extents of `proposed` that became part of the record. */

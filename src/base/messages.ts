@@ -458,6 +458,11 @@ export const RegionInfo = Type.Object({
   bytes: Bytes,
   residentBytes: Bytes,
   thin: Type.Boolean(),
+  absentBytes: Bytes, // restored, and in the backing store only
+  damagedPages: Type.Integer(),
+  accessVersion: Type.Integer(),
+  /** It is being copied to the backing store, or brought home from there. */
+  activity: Type.Union([Type.Literal('none'), Type.Literal('persisting'), Type.Literal('restoring')]),
 });
 export type RegionInfo = Static<typeof RegionInfo>;
 

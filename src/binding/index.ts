@@ -37,6 +37,9 @@ export interface NativeRegionInfo {
   bytes: number;
   residentBytes: number;
   thin: boolean;
+  absentBytes: number; // restored, and in the backing store only
+  damagedPages: number;
+  accessVersion: number; // capabilities of older ones are void
 }
 /** The backing store of an appliance. */
 export interface RegionStoreOptions {

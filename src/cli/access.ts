@@ -1,6 +1,5 @@
 /** `extmem access`: who may do what with an allocation. */
-import { readSecret } from './connection.js';
-import { apiOf, pathOf, routeOf } from './allocations.js';
+import { accessOf, apiOf, pathOf, routeOf } from './allocations.js';
 import { ExitCode, UsageError } from './exit.js';
 import type { Invocation } from './invocation.js';
 import { printJson, printLine, printWarning } from './output.js';
@@ -9,16 +8,6 @@ interface AccessAnswer {
   rules: string;
   version: number;
   pending: string[];
-}
-
-/** What `--allow` and `--access-key-file` say. */
-export function accessOf(call: Invocation): { access?: string; accessKey?: string } {
-  const access = call.text('allow');
-  const file = call.text('accessKeyFile');
-  return {
-    ...(access === undefined ? {} : { access }),
-    ...(file === undefined ? {} : { accessKey: readSecret(file, 'the file of --access-key-file') }),
-  };
 }
 
 export async function runAccess(call: Invocation): Promise<ExitCode> {

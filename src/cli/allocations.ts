@@ -1,8 +1,7 @@
 /** `extmem create`, `resize`, `rm`, `ls` and `info`: allocations (files), asked of the manager, with no mount needed. */
 import { formatSize, parseSize } from '../base/size.js';
 import type { AllocationInfo } from '../manager/index.js';
-import { accessOf } from './access.js';
-import { managerAccess } from './connection.js';
+import { managerAccess, readSecret } from './connection.js';
 import { messageOf } from '../base/errors.js';
 import { ExitCode, UsageError } from './exit.js';
 import type { Invocation } from './invocation.js';
@@ -46,6 +45,16 @@ function durabilityOf(call: Invocation): { durability?: string } {
   if (durability !== 'memory' && durability !== 'persisted')
     throw new UsageError(`--durability ${durability}: there are memory and persisted`);
   return { durability };
+}
+
+/** What `--allow` and `--access-key-file` say. */
+export function accessOf(call: Invocation): { access?: string; accessKey?: string } {
+  const access = call.text('allow');
+  const file = call.text('accessKeyFile');
+  return {
+    ...(access === undefined ? {} : { access }),
+    ...(file === undefined ? {} : { accessKey: readSecret(file, 'the file of --access-key-file') }),
+  };
 }
 
 export async function runCreate(call: Invocation): Promise<ExitCode> {
@@ -103,12 +112,22 @@ export async function runRestore(call: Invocation): Promise<ExitCode> {
   return ExitCode.ok;
 }
 
+/** A size, or one of the flags that name a range. */
+function changeOf(call: Invocation): { bytes: number } | { how: string; offset: number; length: number } {
+  const asked = ['punch', 'collapse', 'insert'].filter((how) => call.text(how) !== undefined);
+  const [how] = asked;
+  if (how === undefined) return { bytes: sizeOf(argument(call, 1, 'the new size, as in 16G')) };
+  const [offset, length, more] = (call.text(how) ?? '').split(',');
+  if (asked.length > 1 || call.args[1] !== undefined) throw new UsageError('one change at a time: a size, --punch, --collapse or --insert');
+  if (offset === undefined || length === undefined || more !== undefined) throw new UsageError(`--${how}: say offset,length, as in 4M,1M`);
+  return { how, offset: sizeOf(offset), length: sizeOf(length) };
+}
+
 export async function runResize(call: Invocation): Promise<ExitCode> {
   const path = pathOf(argument(call, 0, 'which path to resize'));
-  const bytes = sizeOf(argument(call, 1, 'the new size, as in 16G'));
-  const changed = await apiOf(call).ask<AllocationInfo>('PATCH', routeOf(path), {}, { bytes });
+  const changed = await apiOf(call).ask<AllocationInfo>('PATCH', routeOf(path), {}, changeOf(call));
   if (call.json) printJson(changed);
-  else printLine(`${path}: ${formatSize(bytes)}`);
+  else printLine(`${path}: ${formatSize(changed.bytes)}, ${formatSize(changed.allocatedBytes)} of memory`);
   return ExitCode.ok;
 }
 

@@ -186,10 +186,16 @@ What no rule gives is not allowed. Only allocations made with --allow, empty one
   ],
   [
     {
-      usage: 'resize <path> <size>',
-      summary: 'change the size of an allocation',
+      usage: 'resize <path> [size]',
+      summary: 'change the size of an allocation, at its end or within',
+      details: 'Within, nothing is copied: what follows is only counted anew, in whole pages of 4 KiB.',
       settings: allocationSettings,
-      examples: ['extmem resize /table 16G'],
+      flags: [
+        ['--punch <offset,length>', 'make a hole: it reads as zeros, its memory is free, offsets stay'],
+        ['--collapse <offset,length>', 'take a range out: what follows moves up'],
+        ['--insert <offset,length>', 'put a hole in: what follows moves down'],
+      ],
+      examples: ['extmem resize /table 16G', 'extmem resize /log --collapse 0,1G', 'extmem resize /table --punch 4M,1M'],
     },
     async () => (await import('./allocations.js')).runResize,
   ],
@@ -232,6 +238,16 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
       examples: ['extmem status', 'extmem status --json --manager 10.0.0.1'],
     },
     async () => (await import('./status.js')).runStatus,
+  ],
+  [
+    {
+      usage: 'regions [region]',
+      summary: 'the regions of the pool: where they are, what of them is in memory, whose they are; of one, which files lie in it',
+      settings: allocationSettings,
+      flags: [['--appliance <id>', 'of this appliance']],
+      examples: ['extmem regions', 'extmem regions --appliance a1 --json', 'extmem regions 7'],
+    },
+    async () => (await import('./regions.js')).runRegions,
   ],
   [
     {

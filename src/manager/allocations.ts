@@ -32,6 +32,12 @@ export interface AllocationParts extends Omit<ContentsParts, 'fence'> {
   dedicatedBytes: number;
 }
 
+export interface Reshape {
+  how: 'punch' | 'collapse' | 'insert';
+  offset: number;
+  length: number;
+}
+
 export interface AllocationInfo {
   path: string;
   ino: number;
@@ -145,6 +151,17 @@ export class Allocations {
       throw error;
     }
     return this.describe(path, findFile(store, inode.ino));
+  }
+
+  /** A2, of a file's bytes: a range becomes a hole, or is taken out, or a hole is put in; what follows keeps its bytes. */
+  async reshape(path: string, { how, offset, length }: Reshape, who?: Identity): Promise<AllocationInfo> {
+    const { store, contents, access } = this.parts;
+    const { ino } = findFile(store, (await this.findPath(path)).ino);
+    access.check(findFile(store, ino), who, 'write');
+    const range = { offset, length };
+    if (how === 'punch') await contents.free(ino, range);
+    else await contents.shift(ino, how, range);
+    return this.describe(path, findFile(store, ino));
   }
 
   async destroy(path: string, recursive = false, who?: Identity): Promise<void> {

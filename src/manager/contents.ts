@@ -117,10 +117,34 @@ export class Contents {
     return this.cut(client, { ino, range: { offset: set.size, length: Infinity }, set, ...options });
   }
 
+  /** As an administrator asks for it. */
+  async free(ino: number, range: { offset: number; length: number }): Promise<void> {
+    await this.cut(undefined, { ino, range });
+  }
+
   async punch(client: Client, ask: Ask<Operations, 'punch'>): Promise<Answer<Operations, 'punch'>> {
     const range = { offset: ask.offset, length: ask.length };
     const { record, edgesZeroed } = await this.cut(client, { ino: ask.ino, range, record: ask.record });
     return { record, edgesZeroed };
+  }
+
+  /** Nobody reads or writes the file while what follows moves: all have written back, and go on with the new record. */
+  async shift(ino: number, how: 'collapse' | 'insert', range: { offset: number; length: number }): Promise<void> {
+    const { store, files, delegations, interest, reclaimer } = this.parts;
+    await delegations.turns.run(ino, async () => {
+      findFile(store, ino);
+      await delegations.recall(ino, undefined, 'writers');
+      await this.whilePaused(ino, async () => {
+        const { inode, tickets } = await store.transact((tx) => ({
+          inode: files.shift(tx, findFile(tx, ino), how, range),
+          tickets: reclaimer.ticketsOf(tx),
+        }));
+        const told = interest.tell(undefined, { entries: [], attributes: [attrOf(inode)] });
+        await Promise.all([this.tellCut(inode, undefined, { offset: range.offset, length: -1 }), told]);
+        reclaimer.start(tickets);
+      });
+      delegations.rebalance(ino);
+    });
   }
 
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {

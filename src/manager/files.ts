@@ -22,6 +22,7 @@ import {
   mergeExtents,
   pieces,
   sameExtents,
+  shiftExtents,
   subtractPieces,
   type Extent,
   type FileRecord,
@@ -94,6 +95,28 @@ export class Files {
     }
     // Also where nothing was freed: a record made before must not bring the old size back.
     next = { ...next, epoch: inode.epoch + 1 };
+    putInode(tx, next);
+    return next;
+  }
+
+  /** A range goes or comes within the file, and what follows it moves. Throws EINVAL, EFBIG. */
+  shift(tx: Transaction, inode: Inode, how: 'collapse' | 'insert', { offset, length }: { offset: number; length: number }): Inode {
+    if (offset % PAGE_BYTES !== 0 || length % PAGE_BYTES !== 0 || length === 0)
+      throw new ExtmemError('EINVAL', `inode ${inode.ino}: whole pages of ${PAGE_BYTES} bytes are taken out or put in`);
+    const end = how === 'collapse' ? offset + length : offset;
+    if (end >= inode.size)
+      throw new ExtmemError('EINVAL', `inode ${inode.ino}: nothing follows byte ${end} that could move; change its size instead`);
+    const size = inode.size + (how === 'collapse' ? -length : length);
+    if (size > limits.fileBytes) throw new ExtmemError('EFBIG', `inode ${inode.ino}: ${size} bytes are more than a file can have`);
+    const at = now();
+    let next: Inode = { ...inode, size, mtime: at, ctime: at, change: inode.change + 1, epoch: inode.epoch + 1 };
+    const stored = tx.get<Uint8Array>(keys.record(inode.ino));
+    if (stored !== undefined) {
+      const { record, freed } = shiftExtents(decodeRecord(stored), how, offset, length);
+      next = { ...next, blocks: allocatedBytes(record) / BLOCK_BYTES };
+      this.putRecord(tx, { ...recordHeader(next), extents: record.extents });
+      this.reclaimer.free(tx, freed, { cutOf: inode.ino });
+    }
     putInode(tx, next);
     return next;
   }

@@ -29,6 +29,7 @@ import { clientConnection } from './client_handlers.js';
 import { limits } from './limits.js';
 import { renderMetrics } from './metrics.js';
 import type { Parts } from './parts.js';
+import { describeRegion, listRegions } from './region_list.js';
 import { describeHealth, describeSpace, describeStatus } from './status.js';
 
 export interface HttpOptions {
@@ -55,7 +56,15 @@ const CreateBody = Type.Object({
   accessKey: Type.Optional(AccessKey),
 });
 const AccessBody = Type.Object({ rules: AccessRules, key: Type.Optional(AccessKey) });
-const ResizeBody = Type.Object({ bytes: Type.Integer({ minimum: 0 }) });
+/** A new size; or a range that becomes a hole, is taken out, or is put in as a hole. */
+const ResizeBody = Type.Union([
+  Type.Object({ bytes: Type.Integer({ minimum: 0 }) }),
+  Type.Object({
+    how: Type.Union([Type.Literal('punch'), Type.Literal('collapse'), Type.Literal('insert')]),
+    offset: Type.Integer({ minimum: 0, maximum: limits.fileBytes }),
+    length: Type.Integer({ minimum: 1, maximum: limits.fileBytes }),
+  }),
+]);
 const PersistBody = Type.Object({ path: Type.Optional(Type.String({ minLength: 1 })) });
 const AcceptBody = Type.Object({ path: Type.String({ minLength: 1 }) });
 const ListQuery = Type.Object({
@@ -63,6 +72,8 @@ const ListQuery = Type.Object({
   after: Type.Integer({ minimum: 0, default: 0 }),
   limit: Type.Integer({ minimum: 1, maximum: 4096, default: 4096 }),
 });
+const RegionsQuery = Type.Object({ appliance: Type.Optional(Type.String({ minLength: 1 })) });
+const RegionParams = Type.Object({ region: Type.Integer({ minimum: 1 }) });
 /** The path of an allocation stands in the URL, or in the query where that is easier. */
 const PathParams = Type.Object({ '*': Type.Optional(Type.String()) });
 const PathQuery = Type.Object({ path: Type.Optional(Type.String()), recursive: Type.Boolean({ default: false }) });
@@ -136,6 +147,22 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
     '/v1/appliances',
     { schema: { summary: 'Known appliances', response: { 200: Type.Object({ appliances: Type.Array(ApplianceInfo) }) } } },
     () => ({ appliances: parts.applianceInfos() }),
+  );
+  app.get<{ Querystring: Static<typeof RegionsQuery> }>(
+    '/v1/regions',
+    {
+      schema: {
+        summary: 'Regions, and what of them is in memory',
+        querystring: RegionsQuery,
+        response: { 200: Anything, 404: ErrorAnswer },
+      },
+    },
+    async (request) => listRegions(parts, await identify(parts, request), request.query.appliance),
+  );
+  app.get<{ Params: Static<typeof RegionParams> }>(
+    '/v1/regions/:region',
+    { schema: { summary: 'One region, and which files lie in it', params: RegionParams, response: { 200: Anything, 404: ErrorAnswer } } },
+    async (request) => describeRegion(parts, request.params.region, await identify(parts, request)),
   );
   app.get('/v1/health', { schema: { summary: 'What the machines of the appliances say of themselves', response: { 200: Anything } } }, () =>
     describeHealth(parts),
@@ -230,9 +257,11 @@ function addAllocationRoutes(app: FastifyInstance, parts: Parts): void {
     async (request) => allocations.changeAccess(pathOf(request), request.body, await identify(parts, request)),
   );
   for (const url of ['/v1/allocations', '/v1/allocations/*']) {
-    app.patch<OnePath & { Body: Static<typeof ResizeBody> }>(url, schema('Resize an allocation', { body: ResizeBody }), async (request) =>
-      allocations.resize(pathOf(request), request.body.bytes, await identify(parts, request)),
-    );
+    app.patch<OnePath & { Body: Static<typeof ResizeBody> }>(url, schema('Resize an allocation', { body: ResizeBody }), async (request) => {
+      const { body } = request;
+      const who = await identify(parts, request);
+      return 'how' in body ? allocations.reshape(pathOf(request), body, who) : allocations.resize(pathOf(request), body.bytes, who);
+    });
     app.delete<OnePath>(
       url,
       schema('Destroy an allocation, or with recursive=true a directory and all in it', {

@@ -15,6 +15,7 @@ import { PLACEMENTS, type PlacementName } from './placement.js';
 
 export type { AllocationInfo } from './allocations.js';
 export { PLACEMENTS, type PlacementName } from './placement.js';
+export type { OneRegionAnswer, RegionAnswer, RegionsAnswer } from './region_list.js';
 export type { HealthAnswer, SpaceAnswer, StatusAnswer } from './status.js';
 
 export interface ManagerOptions {

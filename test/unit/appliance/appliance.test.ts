@@ -46,7 +46,15 @@ class NotedServer extends StorelessServer implements RegionServer {
     this.notes.push(`offer ${bytes}`);
   }
   listRegions() {
-    return [...this.regions].map(([region, bytes]) => ({ region, bytes, residentBytes: 0, thin: false }));
+    return [...this.regions].map(([region, bytes]) => ({
+      region,
+      bytes,
+      residentBytes: 0,
+      thin: false,
+      absentBytes: 0,
+      damagedPages: 0,
+      accessVersion: 0,
+    }));
   }
   listRecords() {
     return [];

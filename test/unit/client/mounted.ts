@@ -1,6 +1,7 @@
 /** A client over a scripted manager and a native without memory, as the tests here need it. */
 import { pino } from 'pino';
 import { MountClient } from '../../../src/client/mount_client.js';
+import { CapabilityBytes } from '../../../src/base/protocol.js';
 import { errnoOf } from '../../../src/fs/errno.js';
 import { MemoryNative } from './memory_native.js';
 import { ScriptedManager } from './scripted_manager.js';
@@ -19,7 +20,7 @@ export async function startClient(options: { maxIdleFiles?: number } = {}): Prom
   const native = new MemoryNative();
   const fenced: string[] = [];
   manager.script.provision = () => ({
-    regions: [{ region: 1000, bytes: REGION_BYTES, appliance: 'a', incarnation: 1, capability: new Uint8Array(56), used: [] }],
+    regions: [{ region: 1000, bytes: REGION_BYTES, appliance: 'a', incarnation: 1, capability: new Uint8Array(CapabilityBytes), used: [] }],
   });
   const client = new MountClient({
     session: manager,

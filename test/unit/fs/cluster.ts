@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import { startAppliance, type Appliance } from '../../../src/appliance/appliance.js';
-import type { RegionServer } from '../../../src/binding/index.js';
+import type { NativeRegionInfo, RegionServer } from '../../../src/binding/index.js';
 import { connectClient, type ManagerSession } from '../../../src/client/manager_session.js';
 import { MountClient } from '../../../src/client/mount_client.js';
 import { createManager, type Manager } from '../../../src/manager/index.js';
@@ -36,8 +36,16 @@ class PaperServer extends StorelessServer implements RegionServer {
     return Promise.resolve();
   }
   offerMemory(): void {}
-  listRegions(): { region: number; bytes: number; residentBytes: number; thin: boolean }[] {
-    return [...this.regions].map(([region, bytes]) => ({ region, bytes, residentBytes: 0, thin: false }));
+  listRegions(): NativeRegionInfo[] {
+    return [...this.regions].map(([region, bytes]) => ({
+      region,
+      bytes,
+      residentBytes: 0,
+      thin: false,
+      absentBytes: 0,
+      damagedPages: 0,
+      accessVersion: 0,
+    }));
   }
   listRecords(): [] {
     return [];

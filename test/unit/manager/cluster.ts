@@ -183,7 +183,12 @@ export class TestAppliance {
         return done;
       },
       health: () => ({ health: {}, worries: [] }),
-      listRegions: () => ({ regions: [...this.regions].map(([region, { bytes, thin }]) => ({ region, bytes, thin, residentBytes: 0 })) }),
+      listRegions: () => ({
+        regions: [...this.regions].map(([region, { bytes, thin }]) => ({
+          ...{ region, bytes, thin, residentBytes: 0, absentBytes: 0, damagedPages: 0 },
+          ...{ accessVersion: 0, activity: 'none' as const },
+        })),
+      }),
       listRecords: () => ({ records: this.records }),
       removeRecords: () => done,
       persist: ({ regions }) => (this.events.push(`persist ${regions.join(' ')}`), done),

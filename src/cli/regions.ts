@@ -1,0 +1,71 @@
+/** `extmem regions`: the regions of the pool, or one of them (A8, A9). */
+import { formatSize } from '../base/size.js';
+import type { OneRegionAnswer, RegionAnswer, RegionsAnswer } from '../manager/index.js';
+import { apiOf } from './allocations.js';
+import { ExitCode, UsageError } from './exit.js';
+import type { Invocation } from './invocation.js';
+import { printJson, printLine, printWarning, renderFacts, renderTable } from './output.js';
+
+export async function runRegions(call: Invocation): Promise<ExitCode> {
+  const [id] = call.args;
+  const api = apiOf(call);
+  if (id !== undefined) {
+    if (!/^[1-9]\d{0,15}$/.test(id)) throw new UsageError(`'${id}' is no number of a region`);
+    const found = await api.get<OneRegionAnswer>(`/v1/regions/${id}`);
+    if (call.json) printJson(found);
+    else printLine(renderOne(found));
+    return ExitCode.ok;
+  }
+  const appliance = call.text('appliance');
+  const answer = await api.get<RegionsAnswer>('/v1/regions', appliance === undefined ? {} : { appliance });
+  if (call.json) printJson(answer);
+  else renderAll(answer);
+  return ExitCode.ok;
+}
+
+function renderAll({ regions, silent }: RegionsAnswer): void {
+  for (const { appliance, why } of silent) printWarning(`${appliance} does not answer: ${why}`);
+  const rows = regions.map((one) => [
+    String(one.region),
+    one.appliance,
+    formatSize(one.bytes),
+    formatSize(one.usedBytes),
+    one.residentBytes === undefined ? '?' : formatSize(one.residentBytes),
+    describeState(one),
+    describeOwner(one),
+  ]);
+  printLine(
+    rows.length === 0 ? 'There are no regions.' : renderTable(['REGION', 'APPLIANCE', 'SIZE', 'USED', 'IN MEMORY', 'STATE', 'OF'], rows),
+  );
+}
+
+function renderOne(found: OneRegionAnswer): string {
+  const facts: [string, string][] = [
+    ['region', String(found.region)],
+    ['appliance', found.appliance],
+    ['size', formatSize(found.bytes)],
+    ['used', formatSize(found.usedBytes)],
+    ['in memory', found.residentBytes === undefined ? 'not known' : formatSize(found.residentBytes)],
+    ['state', describeState(found)],
+    ['of', describeOwner(found)],
+    ...found.files.map(({ ino, bytes }): [string, string] => ['file', `inode ${ino}: ${formatSize(bytes)}`]),
+  ];
+  if (found.otherBytes > 0) facts.push(['others', formatSize(found.otherBytes)]);
+  return renderFacts(facts);
+}
+
+function describeState({ state, activity, absentBytes = 0, damagedPages = 0 }: RegionAnswer): string {
+  const words = { memory: 'in memory', part: 'in memory in part', store: 'in the store', lost: 'LOST', unknown: 'not known' };
+  return [
+    words[state],
+    ...(activity === undefined || activity === 'none' ? [] : [activity]),
+    ...(absentBytes > 0 ? [`${formatSize(absentBytes)} in the store only`] : []),
+    ...(damagedPages > 0 ? [`${damagedPages} pages DAMAGED`] : []),
+  ].join(', ');
+}
+
+function describeOwner({ ino, client, clientName }: RegionAnswer): string {
+  if (ino !== undefined) return `inode ${ino}`;
+  if (client !== undefined) return `client ${client} (${clientName ?? ''})`;
+  return 'nobody';
+}
