@@ -112,9 +112,10 @@ export function covers(wide: Outcome, narrow: Outcome): boolean {
 /** When something of what holds now is lost; undefined: never. */
 export function lossAfter(rules: readonly AccessRule[], asker: Asker, atMs: number): number | undefined {
   const present = decide(rules, asker, atMs);
+  const meant = rules.filter((rule) => isMeant(rule, asker));
   let at: number | undefined = atMs;
   for (let step = 0; step < MAX_STEPS; step++) {
-    at = nextChange(rules, at);
+    at = nextChange(meant, at);
     if (at === undefined || !covers(decide(rules, asker, at), present)) return at;
   }
   return at;

@@ -247,7 +247,9 @@ describe('the manager asks', () => {
     await expect(manager.session?.call('createRegion', { region: 6, bytes: memoryBytes * 2, thin: false })).rejects.toMatchObject({
       code: 'ENOSPC',
     });
-    expect((await manager.session?.call('listRegions', {}))?.regions).toEqual([{ region: 5, bytes: 4096, residentBytes: 0, thin: false }]);
+    expect((await manager.session?.call('listRegions', {}))?.regions).toEqual([
+      { region: 5, bytes: 4096, residentBytes: 0, thin: false, absentBytes: 0, damagedPages: 0, accessVersion: 0, activity: 'none' },
+    ]);
   });
 
   test('destroying a region that is gone already is done', async () => {
