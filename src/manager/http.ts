@@ -148,22 +148,6 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
     { schema: { summary: 'Known appliances', response: { 200: Type.Object({ appliances: Type.Array(ApplianceInfo) }) } } },
     () => ({ appliances: parts.applianceInfos() }),
   );
-  app.get<{ Querystring: Static<typeof RegionsQuery> }>(
-    '/v1/regions',
-    {
-      schema: {
-        summary: 'Regions, and what of them is in memory',
-        querystring: RegionsQuery,
-        response: { 200: Anything, 404: ErrorAnswer },
-      },
-    },
-    async (request) => listRegions(parts, await identify(parts, request), request.query.appliance),
-  );
-  app.get<{ Params: Static<typeof RegionParams> }>(
-    '/v1/regions/:region',
-    { schema: { summary: 'One region, and which files lie in it', params: RegionParams, response: { 200: Anything, 404: ErrorAnswer } } },
-    async (request) => describeRegion(parts, request.params.region, await identify(parts, request)),
-  );
   app.get('/v1/health', { schema: { summary: 'What the machines of the appliances say of themselves', response: { 200: Anything } } }, () =>
     describeHealth(parts),
   );
@@ -214,7 +198,27 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
   app.get('/v1/clients', { schema: { summary: 'Known clients', response: { 200: Anything } } }, () => ({
     clients: describeStatus(parts).clients,
   }));
+  addRegionRoutes(app, parts);
   addAllocationRoutes(app, parts);
+}
+
+function addRegionRoutes(app: FastifyInstance, parts: Parts): void {
+  app.get<{ Querystring: Static<typeof RegionsQuery> }>(
+    '/v1/regions',
+    {
+      schema: {
+        summary: 'Regions, and what of them is in memory',
+        querystring: RegionsQuery,
+        response: { 200: Anything, 404: ErrorAnswer },
+      },
+    },
+    async (request) => listRegions(parts, await identify(parts, request), request.query.appliance),
+  );
+  app.get<{ Params: Static<typeof RegionParams> }>(
+    '/v1/regions/:region',
+    { schema: { summary: 'One region, and which files lie in it', params: RegionParams, response: { 200: Anything, 404: ErrorAnswer } } },
+    async (request) => describeRegion(parts, request.params.region, await identify(parts, request)),
+  );
 }
 
 interface OnePath {
