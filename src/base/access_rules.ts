@@ -113,6 +113,8 @@ export function covers(wide: Outcome, narrow: Outcome): boolean {
 export function lossAfter(rules: readonly AccessRule[], asker: Asker, atMs: number): number | undefined {
   const present = decide(rules, asker, atMs);
   const meant = rules.filter((rule) => isMeant(rule, asker));
+  const lasting = meant.filter((rule) => !isTimed(rule));
+  if (lasting.length === meant.length || (lasting.length > 0 && covers(decide(lasting, asker, atMs), present))) return undefined;
   let at: number | undefined = atMs;
   for (let step = 0; step < MAX_STEPS; step++) {
     at = nextChange(meant, at);
