@@ -326,7 +326,9 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, const Grant& 
   UniqueFd fd = reopen(fd_.get(), writable ? O_RDWR : O_RDONLY);
   UniqueFd written = writable ? reopen(written_.load(std::memory_order_relaxed)->fd(), O_RDWR) : UniqueFd();
   if (!fd || (writable && !written)) return HandOver{outcome(Status::denied), {}, {}};
-  holders_[client] = grant;
+  // What it was handed by an older grant it may have kept: that is what is looked for when things are taken back.
+  auto [holder, is_first] = holders_.try_emplace(client, grant);
+  if (!is_first) holder->second = holder->second.sooner(grant);
   if (writable) unseen_.store(true);
   return HandOver{outcome(Status::ok), std::move(fd), std::move(written)};
 }

@@ -197,3 +197,15 @@ TEST_CASE("records are bounded in number and in bytes") {
   region->append_records(records);
   CHECK(records.size() == 1);
 }
+
+TEST_CASE("a newer grant does not keep what was handed over by an older one") {
+  MemoryAccount account(16 * kMiB);
+  auto region = make(account, {.id = 1, .bytes = kMiB, .thin = false});
+  auto older = region->hand_over(1, {.rights = 3, .version = 1});
+  auto newer = region->hand_over(1, {.rights = 1, .version = 2});
+  region->revise_holders({.region = 1, .version = 2, .keeps = [](uint64_t) { return false; }});
+  uint8_t byte = 1;
+  CHECK(pwrite(older->fd.get(), &byte, 1, 0) != 1);
+  CHECK(pread(newer->fd.get(), &byte, 1, 0) == 0);
+  CHECK(region->read(0, {&byte, 1})->status == Status::ok);
+}

@@ -17,7 +17,7 @@ import type { Appliances } from './appliances.js';
 import type { Client, Clients } from './clients.js';
 import type { Delegations } from './delegations.js';
 import type { Files } from './files.js';
-import { attrOf, findFile, touch, type Inode } from './inode.js';
+import { findFile, touch, type Inode } from './inode.js';
 import type { Interest } from './interest.js';
 import { times } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
@@ -175,11 +175,11 @@ export class Protection {
 
   /** Answers the appliances that could not be told. */
   private async enforce(before: Inode, inode: Inode): Promise<string[]> {
-    const { clients } = this.parts;
-    const keeps = (client: Client): boolean => covers(this.outcomeOf(inode, client), this.outcomeOf(before, client)) && !hasWindows(inode);
-    const all = [...clients.all()];
-    const kept = all.filter(keeps);
-    const pending = await this.revoke(inode, kept, () => this.tellHolders(inode, (client) => this.mayAnything(inode, client)));
+    const { clients, access } = this.parts;
+    const isKept = (client: Client): boolean => !hasWindows(inode) && covers(this.outcomeOf(inode, client), this.outcomeOf(before, client));
+    const kept = [...clients.all()].filter(isKept);
+    await this.tellHolders(inode, (client) => access.allows(inode, client, 'read') || access.allows(inode, client, 'write'));
+    const pending = await this.takeBack(inode, kept);
     await this.tellAll(inode);
     return pending;
   }
@@ -188,14 +188,8 @@ export class Protection {
     return inode.access === undefined ? OPEN : this.parts.access.outcome(inode, client);
   }
 
-  private mayAnything(inode: Inode, client: Client): boolean {
-    const { access } = this.parts;
-    return access.allows(inode, client, 'read') || access.allows(inode, client, 'write');
-  }
-
-  private async revoke(inode: Inode, kept: readonly Client[], first: () => Promise<void>): Promise<string[]> {
+  private async takeBack(inode: Inode, kept: readonly Client[]): Promise<string[]> {
     const { regions, appliances, log } = this.parts;
-    await first();
     const byAppliance = new Map<string, { region: number; version: number }[]>();
     for (const { row } of regions.ofFile(inode.ino)) {
       if (row.lost) continue;
@@ -221,7 +215,7 @@ export class Protection {
 
   /** Everybody who has the file, and whoever has cached something of it. */
   private async tellAll(inode: Inode): Promise<void> {
-    await Promise.all([this.tellHolders(inode, () => true), this.parts.interest.forgetAttributes(attrOf(inode).ino)]);
+    await Promise.all([this.tellHolders(inode, () => true), this.parts.interest.forgetAttributes(inode.ino)]);
   }
 
   private async tellHolders(inode: Inode, meant: (client: Client) => boolean): Promise<void> {
