@@ -27,11 +27,12 @@ import {
   type Extent,
   type FileRecord,
 } from '../base/file_record.js';
+import { hasCopies } from '../base/layout.js';
 import { carryMarks } from '../base/marks.js';
 import type { RegionPiece, Time } from '../base/messages.js';
 import { PAGE_BYTES } from '../base/protocol.js';
 import { isProtected } from './access.js';
-import { acceptsEpoch, recordHeader, type Inode } from './inode.js';
+import { acceptsEpoch, layoutOf, recordHeader, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type ReadView, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';
@@ -103,6 +104,8 @@ export class Files {
   shift(tx: Transaction, inode: Inode, how: 'collapse' | 'insert', { offset, length }: { offset: number; length: number }): Inode {
     if (offset % PAGE_BYTES !== 0 || length % PAGE_BYTES !== 0 || length === 0)
       throw new ExtmemError('EINVAL', `inode ${inode.ino}: whole pages of ${PAGE_BYTES} bytes are taken out or put in`);
+    if (hasCopies(layoutOf(inode).layout))
+      throw new ExtmemError('EOPNOTSUPP', `inode ${inode.ino} has copies, of which it is kept which count, by offset: nothing of it moves`);
     const end = how === 'collapse' ? offset + length : offset;
     if (end >= inode.size)
       throw new ExtmemError('EINVAL', `inode ${inode.ino}: nothing follows byte ${end} that could move; change its size instead`);

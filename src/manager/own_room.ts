@@ -6,10 +6,11 @@
  */
 import { ExtmemError } from '../base/errors.js';
 import type { Extent } from '../base/file_record.js';
+import { hasCopies } from '../base/layout.js';
 import { PAGE_BYTES } from '../base/protocol.js';
 import type { Appliances } from './appliances.js';
 import { roundUpToPages, type Files } from './files.js';
-import { findFile, type Inode } from './inode.js';
+import { findFile, layoutOf, type Inode } from './inode.js';
 import { KeyedMutex } from './keyed_mutex.js';
 import type { MetadataStore, Transaction } from './metadata_store.js';
 import type { PlacementStrategy } from './placement.js';
@@ -41,6 +42,12 @@ export class OwnRoom {
   /** Every hole in the range is filled. `before`: in the first transaction. Throws ENOSPC. */
   fill(ino: number, asked: Range, before: (tx: Transaction) => void): Promise<Inode> {
     const begin = Math.floor(asked.offset / PAGE_BYTES) * PAGE_BYTES;
+    const inode = findFile(this.parts.store, ino);
+    if (hasCopies(layoutOf(inode).layout))
+      throw new ExtmemError(
+        'EOPNOTSUPP',
+        `inode ${ino} has copies and access parameters: make it longer with extmem resize; its holes are not filled`,
+      );
     const range = { offset: begin, length: roundUpToPages(asked.offset + asked.length) - begin };
     return this.growing.run(ino, async () => {
       await this.parts.store.transact(before);
