@@ -161,7 +161,7 @@ Task<Pass> flush_pass(PageCache& cache, Lane& lane, File& file, Which which, uin
       Run& run = round->runs[index];
       PageCache::WriteBack outcome = outcome_of(round->writes[index].status);
       bool failed = outcome != PageCache::WriteBack::done;
-      if (failed) pass.error = run.operation.status == fabric::Status::forbidden ? EACCES : EIO;
+      if (failed) pass.error = round->writes[index].status == fabric::Status::forbidden ? EACCES : EIO;
       if (failed) lane.counters.add(lane.counters.failed_pages, run.count);
       lane.counters.add(lane.counters.writebacks);
       lane.counters.add(lane.counters.written_back_pages, run.count);
