@@ -184,7 +184,7 @@ void ShmConnection::on_descriptor_reply(Region& region, const protocol::ReplyHea
   if (usable && (reply.value == 1 || install_map(region, std::move(map)))) {
     install(region, std::move(fd));
   } else if (status == Status::denied || usable) {  // not `forbidden`: that may be allowed by the next time
-    attachment.socket_only = true;  // thin, or we are not trusted with descriptors
+    attachment.socket_only = true;                  // thin, or we are not trusted with descriptors
   }
   OperationList parked = attachment.parked.take();
   while (!parked.empty()) {
