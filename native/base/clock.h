@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include <atomic>
 #include <cstdint>
 
 namespace extmem {
@@ -13,10 +14,24 @@ inline uint64_t read_clock_ns(clockid_t clock) {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
 }
 
+/// Time that somebody else makes pass (test/simulation): the same binaries run by it. One at a time in a process, set
+/// while no thread asks for the time.
+struct SimulatedTime {
+  uint64_t monotonic_ns;
+  uint64_t wall_ns;
+};
+inline std::atomic<const SimulatedTime*> simulated_time{nullptr};
+
 /// Monotonic; for deadlines and intervals.
-inline uint64_t monotonic_ns() { return read_clock_ns(CLOCK_MONOTONIC); }
+inline uint64_t monotonic_ns() {
+  const SimulatedTime* simulated = simulated_time.load(std::memory_order_relaxed);
+  return simulated == nullptr ? read_clock_ns(CLOCK_MONOTONIC) : simulated->monotonic_ns;
+}
 
 /// Since the epoch; for file times.
-inline uint64_t wall_ns() { return read_clock_ns(CLOCK_REALTIME); }
+inline uint64_t wall_ns() {
+  const SimulatedTime* simulated = simulated_time.load(std::memory_order_relaxed);
+  return simulated == nullptr ? read_clock_ns(CLOCK_REALTIME) : simulated->wall_ns;
+}
 
 }  // namespace extmem

@@ -48,12 +48,24 @@ void Reactor::stop() {
   [[maybe_unused]] auto written = write(wake_fd_, &one, sizeof one);
 }
 
-void Reactor::run_turn() {
+bool Reactor::turn() {
+  Reactor* const before = std::exchange(current_reactor, this);
+  const bool progress = serve() || prepare_sleep();
+  current_reactor = before;
+  return progress;
+}
+
+bool Reactor::serve() {
   bool progress = run_pollers();
   if (progress) window_.note(monotonic_ns() - last_progress_ns_);
   progress |= run_messages();
   progress |= run_timers();
   progress |= run_ready();
+  return progress;
+}
+
+void Reactor::run_turn() {
+  bool progress = serve();
   if (progress || outstanding_ > 0) {
     progress |= wait(0);
     progress |= run_ready();

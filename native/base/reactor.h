@@ -99,6 +99,11 @@ class Reactor {
   void run();
   /// Any thread.
   void stop();
+  /// Instead of run(), for whoever makes time pass: one turn on the caller's thread, which never sleeps, and looks at
+  /// no descriptors. Answers whether there was anything to do; then another turn may find more.
+  bool turn();
+  /// When the next timer is due; UINT64_MAX: none is armed.
+  uint64_t next_due_ns() const { return timers_.empty() ? UINT64_MAX : timers_.front()->due_ns_; }
 
   void watch(int fd, uint32_t epoll_events, ReadyHandler& handler);
   void rewatch(int fd, uint32_t epoll_events, ReadyHandler& handler);
@@ -134,6 +139,7 @@ class Reactor {
 
  private:
   void run_turn();
+  bool serve();
   bool run_pollers();
   bool prepare_sleep();
   bool run_messages();
