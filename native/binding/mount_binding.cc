@@ -707,7 +707,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
     return object;
   }
 
-  static constexpr const char* kTransports[] = {"none", "shm", "tcp", "verbs"};
+  static constexpr const char* kTransports[] = {"none", "shm", "tcp", "verbs", "sim"};
 
   static Napi::Object appliance_statistics(Napi::Env env, fabric::Appliance& appliance) {
     static constexpr const char* kStates[] = {"idle", "connecting", "up", "down"};

@@ -43,7 +43,8 @@ std::unique_ptr<Fabric> Fabric::create(Reactor& reactor, Directory& directory, c
 Router::Router(Reactor& reactor, Directory& directory, const Options& options)
     : reactor_(reactor), directory_(directory), options_(options) {
   // Loads the libraries and looks for devices, once: not when the first operation waits for it.
-  if (options.transport != TransportKind::shm && options.transport != TransportKind::tcp) VerbsConnection::possible();
+  const bool may_use_verbs = options.transport == TransportKind::automatic || options.transport == TransportKind::verbs;
+  if (may_use_verbs) VerbsConnection::possible();
 }
 
 Router::~Router() { close(); }

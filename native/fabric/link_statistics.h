@@ -12,7 +12,7 @@
 
 namespace extmem::fabric {
 
-enum class TransportKind : uint8_t { automatic = 0, shm = 1, tcp = 2, verbs = 3 };
+enum class TransportKind : uint8_t { automatic = 0, shm = 1, tcp = 2, verbs = 3, sim = 4 };
 
 /// The same, summed up.
 struct LinkTotals {

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "fabric/peer.h"
 #include "fabric/shm/shm_connection.h"
+#include "fabric/sim/sim_connection.h"
 #include "fabric/tcp/tcp_connection.h"
 #include "fabric/verbs/verbs_connection.h"
 
@@ -103,6 +104,10 @@ std::string Peer::open_as(TransportKind kind, const Place& place, const ClientHa
   } else if (kind == TransportKind::verbs) {
     auto fresh = std::make_unique<VerbsConnection>(reactor_, *this, options_.credentials, link);
     failure = fresh->open({.address = address, .port = port}, deadline);
+    connection_ = std::move(fresh);
+  } else if (kind == TransportKind::sim) {
+    auto fresh = std::make_unique<SimConnection>(reactor_, *this, options_.credentials, link);
+    fresh->open(*options_.network, {.from = options_.sim_host, .address = address}, deadline);
     connection_ = std::move(fresh);
   } else {
     auto fresh = std::make_unique<TcpConnection>(reactor_, *this, options_.credentials, link);

@@ -30,6 +30,10 @@
 
 namespace extmem::fabric {
 
+namespace sim {
+class Network;
+}
+
 using protocol::Op;
 using protocol::Status;
 
@@ -195,6 +199,9 @@ class Fabric {
     uint64_t operation_deadline_ms = protocol::kOperationDeadlineMs;
     uint64_t fault_seed = 0;  ///< not 0: the `fault` transport wraps the chosen one
     std::string fault_plan;   ///< what it injects (fault/fault_transport.h)
+    /// TransportKind::sim: what carries it, and from which host (sim/network.h).
+    sim::Network* network = nullptr;
+    uint32_t sim_host = 0;
   };
   virtual ~Fabric() = default;
   virtual void submit(Operation& operation) = 0;
