@@ -22,7 +22,7 @@ const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 1000;
 const HELLO_TIMEOUT_MS = 4000;
 /** So long after it died calls on names wait for it. */
-const PATIENCE_MS = 2000;
+const PATIENCE_MS = 1500;
 /** What calls on names ask. What the data path asks goes on without the manager, or fails, at once. */
 const patient: ReadonlySet<string> = new Set<keyof ClientOperations>([
   'lookup',
