@@ -129,16 +129,21 @@ describe.each(['tcp', 'shm'] as const)('a mirrored file, over %s', (transport) =
     await succeedsSoon(`put(${at(file)} + '.new', data); assert get(${at(file)} + '.new') == data`);
   });
 
-  test('is read and written on when an appliance falls silent, after one pause', async () => {
+  test('is read and written on when an appliance falls silent', async () => {
     const file = name();
     await actor.do(`data = random.randbytes(${3 * MIB}); put(${at(file)}, data); f = os.open(${at(file)}, os.O_RDWR)`);
     await cluster.evict();
     await cluster.signal('a1', 'SIGSTOP');
     try {
-      await succeedsSoon(`assert os.pread(f, len(data), 0) == data`);
-      await succeedsSoon(`os.pwrite(f, b'new', 5); os.fsync(f)`);
-      // It is known by now, and asked no more.
-      expect(await succeedsSoon(`os.pwrite(f, b'more', 2_000_000); os.fsync(f)`)).toBeLessThan(3000);
+      for (const call of [
+        `assert os.pread(f, len(data), 0) == data`,
+        `os.pwrite(f, b'new', 5)`,
+        `os.fsync(f)`,
+        `os.pwrite(f, b'more', 2_000_000)`,
+        `os.fsync(f)`,
+      ]) {
+        await succeedsSoon(call);
+      }
       await cluster.evict();
       await succeedsSoon(`data = data[:5] + b'new' + data[8:2_000_000] + b'more' + data[2_000_004:]; assert get(${at(file)}) == data`);
     } finally {
