@@ -214,7 +214,11 @@ class Mount {
     auto& directory = session_.directory();
     auto& appliance =
         directory.put_appliance("appliance", "here", "127.0.0.1", server_->port(), link_name(), kIncarnation);
-    protocol::Capability capability{kClient, 1, 3, kRegion, {}};
+    protocol::Capability capability{};
+    capability.client = kClient;
+    capability.client_generation = 1;
+    capability.rights = 3;
+    capability.region = kRegion;
     capability.mac = compute_capability_mac(cluster_key(), capability);
     cache().slabs().add_region(directory.put_region(kRegion, kRegionBytes, appliance, capability), {});
   }

@@ -95,7 +95,11 @@ class Cluster final : public extent::ControlPlane {
       uint64_t id = next_region_++;
       constexpr uint64_t kBytes = 8ull << 20;
       if (servers_[index]->create_region(id, kBytes, false) != protocol::Status::ok) return false;
-      protocol::Capability capability{kTestClient, 1, 3, id, {}};
+      protocol::Capability capability{};
+      capability.client = kTestClient;
+      capability.client_generation = 1;
+      capability.rights = 3;
+      capability.region = id;
       capability.mac = compute_capability_mac(cluster_key(), capability);
       slabs_->add_region(directory_.put_region(id, kBytes, *appliances_[index], capability), {});
     }
