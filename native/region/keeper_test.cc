@@ -107,7 +107,7 @@ TEST_CASE(
     "of what clients store themselves, only the chunks that they marked are looked at, and at the end everything") {
   Kept kept;
   REQUIRE(kept.keeper->persist({}, 0, nullptr).ok());
-  const auto given = kept.region->hand_over(1, true);
+  const auto given = kept.region->hand_over(1, {.rights = 3});
   REQUIRE(given->fd);
   auto map = WrittenMap::open(UniqueFd(dup(given->written.get())));
   REQUIRE(map);

@@ -38,6 +38,7 @@ class StreamWire final : public region::Wire {
     on_cut_();
   }
   std::string describe_peer() const override { return "host " + std::to_string(stream_->peer_host()); }
+  std::string local_address() const override { return {}; }
 
  private:
   std::shared_ptr<fabric::sim::Stream> stream_;
@@ -144,7 +145,7 @@ bool Appliance::create_region(uint64_t id, uint64_t bytes) {
 void Appliance::fence(uint64_t client) {
   service_->links.fence({.first = client, .last = client});
   for (auto& region : service_->regions.all()) {
-    region->revoke([this](uint64_t holder) { return service_->links.fenced(holder); });
+    region->revoke([this](uint64_t holder, const region::Grant&) { return service_->links.fenced(holder); });
   }
 }
 

@@ -148,7 +148,11 @@ RegionGrant Manager::grant_of(ClientId client, uint64_t region, bool for_writing
                     .bytes = place.bytes,
                     .appliance = place.appliance,
                     .incarnation = place.incarnation,
-                    .capability = {client, kClientGeneration, for_writing ? 3u : 1u, region, {}}};
+                    .capability = {}};
+  grant.capability.client = client;
+  grant.capability.client_generation = kClientGeneration;
+  grant.capability.rights = for_writing ? 3 : 1;
+  grant.capability.region = region;
   grant.capability.mac = compute_capability_mac(cluster_key(), grant.capability);
   return grant;
 }
