@@ -155,6 +155,7 @@ class BufferWire final : public Wire, public Lender {
   bool drained() override { return true; }
   void cut(std::span<const uint8_t>) override { state_->over = true; }
   std::string describe_peer() const override { return "fuzz"; }
+  std::string local_address() const override { return {}; }
   int socket() const override { return -1; }
   Lender* lender() override { return this; }
   std::shared_ptr<LentChunk> lend(const Piece&) override { return std::make_shared<Chunk>(); }

@@ -185,8 +185,9 @@ class Mount {
 
   /// What was a file's is zeroed and given back.
   void recycle(const extent::Piece& piece) {
-    EXTMEM_ASSERT(server_->punch_region(kRegion, piece.region_offset, piece.length) == protocol::Status::ok);
-    cache().slabs().free(kRegion, piece.region_offset, piece.length);
+    const uint64_t offset = piece.copies[0].offset;  // none of these files has copies
+    EXTMEM_ASSERT(server_->punch_region(kRegion, offset, piece.length) == protocol::Status::ok);
+    cache().slabs().free(kRegion, offset, piece.length);
   }
 
  private:
@@ -297,7 +298,7 @@ class OpenFiles {
       std::vector<extent::Piece> freed;
       for (uint64_t at = 0; at < file.extents.end();) {
         const auto piece = file.extents.resolve(at, file.extents.end() - at);
-        if (piece.region != nullptr) freed.push_back(piece);
+        if (!piece.is_hole()) freed.push_back(piece);
         at += piece.length;
       }
       extent::FileAttributes attributes = file.attributes;
