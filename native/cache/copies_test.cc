@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <future>
 #include <memory>
 #include <random>
 #include <thread>
@@ -93,21 +92,7 @@ class Bench {
   static PageCache::Options options() {
     return {.cache_bytes = 32 << 20, .dirty_bytes = 16 << 20, .appliance_dirty_bytes = 8 << 20, .read_ahead_pages = 0};
   }
-  struct Job final : Message {
-    std::function<Task<int>()> work;
-    std::promise<int> done;
-    void run() override { drive(*this); }
-    static Detached drive(Job& job) {
-      int error = co_await job.work();
-      job.done.set_value(error);
-    }
-  };
-  int run(std::function<Task<int>()> work) {
-    Job job;
-    job.work = std::move(work);
-    reactor_.post(job);
-    return job.done.get_future().get();
-  }
+  int run(std::function<Task<int>()> work) { return run_on(reactor_, std::move(work)); }
 
   Reactor reactor_{{}};
   fabric::Directory directory_;

@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
+#include <future>
+#include <utility>
 
 #include "base/keys.h"
+#include "base/task.h"
 #include "cache/page_cache.h"
 #include "extent/file_record.h"
 #include "region/region_server.h"
@@ -25,6 +29,23 @@ inline fabric::Fabric::Options test_credentials() {
   fabric::Fabric::Options options;
   options.credentials = {kTestClient, 1, derive_client_key(cluster_key(), kTestClient, 1)};
   return options;
+}
+
+/// Has a reactor that runs on another thread do this, and waits for it.
+inline int run_on(Reactor& reactor, std::function<Task<int>()> work) {
+  struct Job final : Message {
+    std::function<Task<int>()> work;
+    std::promise<int> done;
+    void run() override { drive(*this); }
+    static Detached drive(Job& job) {
+      int error = co_await job.work();
+      job.done.set_value(error);
+    }
+  };
+  Job job;
+  job.work = std::move(work);
+  reactor.post(job);
+  return job.done.get_future().get();
 }
 
 class Cluster final : public extent::ControlPlane {

@@ -1,5 +1,5 @@
 /** The part of a region server, for tests, that has no backing store and protects nothing. */
-import type { RegionServerOptions } from '../../src/binding/index.js';
+import type { NativeRegionInfo, RegionServerOptions } from '../../src/binding/index.js';
 
 export class StorelessServer {
   constructor(readonly options: RegionServerOptions) {}
@@ -32,4 +32,9 @@ export class StorelessServer {
   settleDestroyed(): Promise<void> {
     return Promise.resolve();
   }
+}
+
+/** Of a region without bytes. */
+export function emptyRegion(region: number, bytes: number): NativeRegionInfo {
+  return { region, bytes, residentBytes: 0, thin: false, absentBytes: 0, damagedPages: 0, accessVersion: 0 };
 }

@@ -11,7 +11,7 @@ import { startAppliance, type Appliance } from '../../../src/appliance/appliance
 import { applianceOperations, appliancePushes, type ApplianceInfo } from '../../../src/base/messages.js';
 import { Session, type Handlers } from '../../../src/base/session.js';
 import type { RegionServer } from '../../../src/binding/index.js';
-import { StorelessServer } from '../storeless_server.js';
+import { emptyRegion, StorelessServer } from '../storeless_server.js';
 
 const silent = pino({ level: 'silent' });
 const memoryBytes = 64 * 1024 ** 2;
@@ -46,15 +46,7 @@ class NotedServer extends StorelessServer implements RegionServer {
     this.notes.push(`offer ${bytes}`);
   }
   listRegions() {
-    return [...this.regions].map(([region, bytes]) => ({
-      region,
-      bytes,
-      residentBytes: 0,
-      thin: false,
-      absentBytes: 0,
-      damagedPages: 0,
-      accessVersion: 0,
-    }));
+    return [...this.regions].map(([region, bytes]) => emptyRegion(region, bytes));
   }
   listRecords() {
     return [];

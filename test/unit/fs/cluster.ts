@@ -11,7 +11,7 @@ import { createManager, type Manager } from '../../../src/manager/index.js';
 import { errnoOf } from '../../../src/fs/errno.js';
 import { MemoryNative } from '../client/memory_native.js';
 import { Kernel } from './kernel.js';
-import { StorelessServer } from '../storeless_server.js';
+import { emptyRegion, StorelessServer } from '../storeless_server.js';
 
 export const TOKEN = 'a token for tests';
 const MIB = 1024 * 1024;
@@ -37,15 +37,7 @@ class PaperServer extends StorelessServer implements RegionServer {
   }
   offerMemory(): void {}
   listRegions(): NativeRegionInfo[] {
-    return [...this.regions].map(([region, bytes]) => ({
-      region,
-      bytes,
-      residentBytes: 0,
-      thin: false,
-      absentBytes: 0,
-      damagedPages: 0,
-      accessVersion: 0,
-    }));
+    return [...this.regions].map(([region, bytes]) => emptyRegion(region, bytes));
   }
   listRecords(): [] {
     return [];
