@@ -150,7 +150,7 @@ export class Contents {
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
     const { store, files, regions, delegations, reclaimer } = this.parts;
     await delegations.answerTaken(ask.ino, client);
-    this.checkWriter(client, ask.ino);
+    delegations.checkWriter(client, ask.ino);
     if (isProtected(findFile(store, ask.ino))) return this.extendOwn(client, ask);
     const { inode, unused, tickets } = await store.transact((tx) => {
       const before = findFile(tx, ask.ino);
@@ -183,7 +183,7 @@ export class Contents {
   async wrote(client: Client, ask: Ask<Operations, 'wrote'>): Promise<{ attr: Attr }> {
     const { store, files, delegations, ends } = this.parts;
     await delegations.answerTaken(ask.ino, client);
-    const holder = this.checkWriter(client, ask.ino);
+    const holder = delegations.checkWriter(client, ask.ino);
     const lock = writeLock(ask.ino);
     const end = ask.offset + ask.length;
     const grows = (): boolean => end > findFile(store, ask.ino).size;
@@ -208,17 +208,17 @@ export class Contents {
     const { store, delegations, ends } = this.parts;
     const { ino } = ask;
     await delegations.answerTaken(ino, client);
-    this.checkWriter(client, ino);
+    delegations.checkWriter(client, ino);
     if (ask.unclean) ends.giveUp(client, ino);
     return client.whileBusy(ask.holdsPages ? [writeLock(ino)] : [], async () => {
       await ends.claim(client, ino);
-      const holder = this.checkWriter(client, ino);
+      const holder = delegations.checkWriter(client, ino);
       return { attr: attrOf(findFile(store, ino)), ...delegations.newsFor(ino, holder) };
     });
   }
 
   giveUpEnd(client: Client, ino: number): void {
-    this.checkWriter(client, ino);
+    this.parts.delegations.checkWriter(client, ino);
     this.parts.ends.giveUp(client, ino);
   }
 
@@ -264,13 +264,6 @@ export class Contents {
   private takeRecord(tx: Transaction, client: Client, ino: number, record: Uint8Array): void {
     if (this.parts.delegations.find(ino, client.id)?.row.mode !== 'write') return;
     this.parts.files.commit(tx, findFile(tx, ino), record, client.id);
-  }
-
-  private checkWriter(client: Client, ino: number): Holder {
-    const holder = this.parts.delegations.find(ino, client.id);
-    if (holder?.row.open !== 'write' || holder.row.mode === 'read')
-      throw new ExtmemError('ESTALE', `client ${client.id} does not hold inode ${ino} for writing`);
-    return holder;
   }
 
   private async cut(client: Client | undefined, ask: CutAsk): Promise<CutAnswer> {

@@ -5,7 +5,6 @@
  *
  * Nothing here waits for a file's turn: a writer may need its answer in order to answer a recall.
  */
-import { ExtmemError } from '../base/errors.js';
 import { namesCopies, type Extent } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
 import { dropPlaces, dropRegions, unsync } from '../base/marks.js';
@@ -43,9 +42,7 @@ export class Copies {
     const { store, files, delegations, reclaimer } = this.parts;
     const { ino } = ask;
     await delegations.answerTaken(ino, client);
-    const holder = delegations.find(ino, client.id);
-    if (holder?.row.open !== 'write' || holder.row.mode === 'read')
-      throw new ExtmemError('ESTALE', `client ${client.id} does not hold inode ${ino} for writing`);
+    const holder = delegations.checkWriter(client, ino);
     const tickets = await store.transact((tx) => {
       if (ask.record !== undefined && holder.row.mode === 'write') files.commit(tx, findFile(tx, ino), ask.record, client.id);
       const before = findFile(tx, ino);

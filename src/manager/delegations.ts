@@ -93,6 +93,14 @@ export class Delegations {
     return this.open.get(ino)?.holders.get(client);
   }
 
+  /** Throws ESTALE. */
+  checkWriter(client: Client, ino: number): Holder {
+    const holder = this.find(ino, client.id);
+    if (holder?.row.open !== 'write' || holder.row.mode === 'read')
+      throw new ExtmemError('ESTALE', `client ${client.id} does not hold inode ${ino} for writing`);
+    return holder;
+  }
+
   holders(ino: number): Holder[] {
     return [...(this.open.get(ino)?.holders.values() ?? [])];
   }
