@@ -8,6 +8,8 @@
 
 namespace extmem {
 
+inline constexpr uint64_t kMillisecond = 1'000'000;  ///< in ns
+
 inline uint64_t read_clock_ns(clockid_t clock) {
   timespec now{};
   clock_gettime(clock, &now);

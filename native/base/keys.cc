@@ -17,12 +17,12 @@ static_assert(std::endian::native == std::endian::little, "wire structs are copi
 
 namespace {
 
-/// A message of known size, put together field by field.
+/// A message of known size, put together of its fields.
 template <size_t Bytes>
-class Message {
+class Fields {
  public:
   template <typename T>
-  Message& add(const T& value) {
+  Fields& add(const T& value) {
     EXTMEM_ASSERT(size_ + sizeof value <= Bytes);
     std::memcpy(bytes_.data() + size_, &value, sizeof value);
     size_ += sizeof value;
@@ -47,12 +47,12 @@ Mac hmac_sha256(std::span<const uint8_t> key, std::span<const uint8_t> message) 
 }
 
 Key derive_client_key(const Key& cluster_key, uint64_t client, uint32_t client_generation) {
-  Message<13> message;
+  Fields<13> message;
   return hmac_sha256(cluster_key, message.add('E').add(client).add(client_generation).span());
 }
 
 Mac compute_capability_mac(const Key& cluster_key, const protocol::Capability& capability) {
-  Message<41> message;
+  Fields<41> message;
   message.add('R').add(uint64_t{capability.client}).add(uint32_t{capability.client_generation});
   message.add(uint32_t{capability.rights}).add(uint64_t{capability.region});
   message.add(uint64_t{capability.not_after}).add(uint32_t{capability.via}).add(uint32_t{capability.version});
@@ -60,7 +60,7 @@ Mac compute_capability_mac(const Key& cluster_key, const protocol::Capability& c
 }
 
 Mac compute_handshake_proof(const Key& client_key, Prover prover, const HandshakeFacts& facts) {
-  Message<73> message;
+  Fields<73> message;
   message.add(static_cast<uint8_t>(prover)).add(facts.client_nonce).add(facts.server_nonce).add(facts.incarnation);
   return hmac_sha256(client_key, message.span());
 }

@@ -10,7 +10,6 @@ namespace extmem::fabric {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 /// Beyond two attempts: what a reconnect takes.
 constexpr uint64_t kGraceNs = 500 * kMillisecond;
 constexpr uint64_t kFirstBackoffNs = 250 * kMillisecond;

@@ -13,7 +13,6 @@ namespace extmem::fabric {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kProbeTimeoutNs = 1000 * kMillisecond;
 /// When there is a choice: so long is an RDMA connection given, and so long is it left alone after it could not be
 /// made.

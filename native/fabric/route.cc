@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
+
 namespace extmem::fabric {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kFirstStayNs = 250 * kMillisecond;
 constexpr uint64_t kMaxStayNs = 1000 * kMillisecond;
 constexpr uint64_t kIdleStayNs = 10'000 * kMillisecond;

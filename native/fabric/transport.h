@@ -111,7 +111,7 @@ enum class RegionState : uint8_t { live, lost };
 /// A region that this client may use. Stable address; lives as long as the Directory.
 struct Region {
   uint64_t id = 0;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0;  ///< changes while it is used: read by end()
   Appliance* appliance = nullptr;
   uint64_t incarnation = 0;  ///< of the appliance when the region was given to us: another one no longer has it
   protocol::Capability capability{};                  ///< guarded by the appliance's lock
@@ -121,6 +121,8 @@ struct Region {
   std::atomic<WrittenMap*> written{nullptr};          ///< the shm transport's: marked with each store
   /// Of which the last is that; former ones may be in use. Guarded by the appliance's lock.
   std::vector<std::unique_ptr<WrittenMap>> written_maps;
+
+  uint64_t end() { return std::atomic_ref(bytes).load(std::memory_order_relaxed); }
 };
 
 class Directory {

@@ -17,7 +17,7 @@ namespace extmem::region {
 
 namespace {
 
-constexpr int kBacklog = 256;
+constexpr int kStreamBacklog = 256;
 
 class Server final : public RegionServer {
  public:
@@ -145,7 +145,7 @@ bool Server::open_tcp(const ListenPoint& point, std::string& error) {
   UniqueFd fd(socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const int one = 1;
   if (fd) setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kBacklog) != 0) {
+  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kStreamBacklog) != 0) {
     error = describe_failure("listening on " + place, "choose another address or port");
     return false;
   }
@@ -167,7 +167,7 @@ bool Server::open_local(const Options& options, std::string& error) {
     return false;
   }
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kBacklog) != 0) {
+  if (!fd || bind(fd.get(), address->raw(), address->bytes) != 0 || ::listen(fd.get(), kStreamBacklog) != 0) {
     error =
         describe_failure("listening on the link " + options.link_name, "is another appliance of that name running?");
     return false;

@@ -17,7 +17,6 @@ namespace extmem::region {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kHandshakeNs = protocol::kHandshakeTimeoutMs * kMillisecond;
 /// A parked connection's wait: a region that moves takes from a millisecond to a second.
 constexpr int kParkedMs = 1;

@@ -13,11 +13,15 @@ const root = fileURLToPath(new URL('../../../', import.meta.url));
 const bin = join(root, 'build/native/plain/bin');
 const limitMs = 300_000;
 
-// Built while this file is loaded: which binaries there are is known only then.
-const build = spawnSync('make', ['-C', join(root, 'native'), `-j${availableParallelism()}`, 'tests'], {
-  encoding: 'utf8',
-  maxBuffer: 1 << 26,
-});
+// Built while this file is loaded: which binaries there are is known only then. One at a time (scripts/simulation builds there too).
+const build = spawnSync(
+  'flock',
+  [join(root, 'native/Makefile'), 'make', '-C', join(root, 'native'), `-j${availableParallelism()}`, 'tests'],
+  {
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  },
+);
 
 /** `cache.page_cache_test` was made of native/cache/page_cache_test.cc; one whose source is gone is left over. */
 function hasSource(binary: string): boolean {

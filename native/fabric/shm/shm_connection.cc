@@ -41,8 +41,6 @@ constexpr long kSysCachestat = 451;
 /// call, because thread sanitizer takes the exchange for a close.
 void exchange_descriptor(int with, int number) { syscall(SYS_dup3, with, number, O_CLOEXEC); }
 
-uint64_t region_end(Region& region) { return std::atomic_ref(region.bytes).load(std::memory_order_relaxed); }
-
 /// Fails every read and write with EBADF.
 int hollow_descriptor() {
   static const int fd = open("/", O_PATH | O_CLOEXEC);
@@ -102,7 +100,7 @@ void ShmConnection::populate_first(Operation& operation, uint64_t attempt_deadli
   const uint64_t step = operation.bytes >= kStreamBytes ? kStreamStepBytes : kSmallStepBytes;
   const uint64_t begin = operation.offset / step * step;
   const uint64_t wanted = (operation.offset + operation.bytes + step - 1) / step * step;
-  const uint64_t end = std::min(wanted, region_end(region));
+  const uint64_t end = std::min(wanted, region.end());
   operation.wire_id |= kPopulated;
   attachments_[&region].populating.push(operation);
   request_memory(region, begin, end - begin, attempt_deadline_ns);
@@ -116,7 +114,7 @@ void ShmConnection::on_populate_reply(Region& region) {
 /// A page is replaced as a whole by pwrite, and a cut memfd reads short instead of raising SIGBUS.
 bool ShmConnection::transfer(Operation& operation) {
   Region& region = *operation.region;
-  const uint64_t end = region_end(region);
+  const uint64_t end = region.end();
   // Checked here too: a write across the end would otherwise be done in part.
   if (operation.offset > end || operation.bytes > end - operation.offset) return false;
   const int fd = region.shm_fd.load(std::memory_order_acquire);

@@ -4,12 +4,12 @@
 #include <cerrno>
 
 #include "base/assert.h"
+#include "base/clock.h"
 
 namespace extmem::fabric::sim {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 /// How often what could not get through is sent again.
 constexpr uint64_t kRetransmitNs = 200 * kMillisecond;
 

@@ -19,8 +19,6 @@ constexpr uint64_t kWritableBit = uint64_t{1} << 63;
 constexpr unsigned kPagesShift = 32, kNoticeShift = 43;
 constexpr uint64_t kPagesMask = (1u << 11) - 1, kNoticeMask = (1u << 20) - 1;
 
-uint64_t region_end(Region& region) { return std::atomic_ref(region.bytes).load(std::memory_order_relaxed); }
-
 bool find_key(void* memory, const std::byte* begin, size_t& bytes, uint32_t& key) {
   return static_cast<LocalMemory*>(memory)->find_key(begin, bytes, key);
 }
@@ -153,7 +151,7 @@ void VerbsConnection::submit(Operation& operation, uint64_t attempt_deadline_ns)
 /// Its wire_id is its deadline from submit() on.
 void VerbsConnection::start_operation(Operation& operation) {
   Region& region = *operation.region;
-  const uint64_t end = region_end(region);
+  const uint64_t end = region.end();
   if (operation.offset > end || operation.bytes > end - operation.offset) return pass_on(operation);
   Lending& lending = lendings_[&region];
   switch (look_up(operation, lending)) {
@@ -190,7 +188,7 @@ VerbsConnection::Verdict VerbsConnection::look_up(Operation& operation, Lending&
 
 VerbsConnection::Verdict VerbsConnection::look_up_chunk(const Operation& operation, uint64_t number, Chunk& chunk) {
   const uint32_t grant = operation.region->grant.load(std::memory_order_acquire);
-  const uint64_t end = region_end(*operation.region);
+  const uint64_t end = operation.region->end();
   const uint64_t needed = std::min(operation.offset + operation.bytes - number * kChunkBytes, kChunkBytes);
   const bool insufficient = (operation.op == Op::write && !chunk.writable) || chunk.bytes < needed;
   // Under another grant, or of a region of another size, what was lent or refused then says nothing now.

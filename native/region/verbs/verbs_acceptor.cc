@@ -14,7 +14,7 @@
 namespace extmem::region {
 
 namespace {
-constexpr int kBacklog = 64;
+constexpr int kVerbsBacklog = 64;
 /// At a time: whoever asks for nothing of use is not to keep those who are served waiting.
 constexpr int kMaxEvents = 16;
 
@@ -37,7 +37,7 @@ std::unique_ptr<VerbsAcceptor> VerbsAcceptor::create(const SocketAddress& addres
   fcntl(acceptor->events_->fd, F_SETFL, fcntl(acceptor->events_->fd, F_GETFL) | O_NONBLOCK);
   const bool listens = library.create_id(acceptor->events_, &acceptor->id_, nullptr, RDMA_PS_TCP) == 0 &&
                        library.bind_addr(acceptor->id_, const_cast<sockaddr*>(address.raw())) == 0 &&
-                       library.listen(acceptor->id_, kBacklog) == 0;
+                       library.listen(acceptor->id_, kVerbsBacklog) == 0;
   return listens ? std::move(acceptor) : nullptr;
 }
 
