@@ -316,7 +316,7 @@ class Member implements Appliance {
     const { memoryBytes, force, spare = spareMemory } = this.options;
     const server = this.running();
     const before = this.offer;
-    if (force !== true) this.offer = offerOf(memoryBytes, spare(), server.memory());
+    if (force !== true) this.offer = offerOf(memoryBytes, spare(), server.memory(), before);
     if (this.offer.bytes !== before.bytes) server.offerMemory(this.offer.bytes);
     if (this.offer.state === before.state) return;
     const figures = { offered: formatSize(this.offer.bytes), donated: formatSize(memoryBytes) };

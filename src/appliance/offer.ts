@@ -14,17 +14,25 @@ export interface Offer {
 const KEPT_SHARE = 50;
 const LEAST_KEPT_BYTES = 64 * 1024 * 1024;
 const MOST_KEPT_BYTES = 1024 * 1024 * 1024;
-/** An offer changes in steps, so that it does not with every breath of the host. */
+/** An offer changes in steps, and rises only when there is half a step more than it takes: so it does not with every breath of the host. */
 const STEP_BYTES = 64 * 1024 * 1024;
+const RISE_BYTES = STEP_BYTES / 2;
 
 export function keptBytes(totalBytes: number): number {
   return Math.min(Math.max(totalBytes / KEPT_SHARE, LEAST_KEPT_BYTES), MOST_KEPT_BYTES);
 }
 
-/** All figures in bytes; `residentBytes` of `reservedBytes` (what is in regions) are taken from the host already. */
-export function offerOf(donatedBytes: number, spare: Spare, memory: { reservedBytes: number; residentBytes: number }): Offer {
+/** All figures in bytes; `residentBytes` of `reservedBytes` (what is in regions) are taken from the host already. `before`: what was offered. */
+export function offerOf(
+  donatedBytes: number,
+  spare: Spare,
+  memory: { reservedBytes: number; residentBytes: number },
+  before: Offer,
+): Offer {
   const possible = memory.residentBytes + spare.bytes - keptBytes(spare.totalBytes);
-  if (possible >= donatedBytes) return { bytes: donatedBytes, state: 'whole' };
-  if (possible < memory.reservedBytes) return { bytes: memory.reservedBytes, state: 'short' };
-  return { bytes: Math.max(memory.reservedBytes, Math.floor(possible / STEP_BYTES) * STEP_BYTES), state: 'lowered' };
+  const lasting = possible - RISE_BYTES;
+  if ((before.state === 'short' ? lasting : possible) < memory.reservedBytes) return { bytes: memory.reservedBytes, state: 'short' };
+  const inSteps = (bytes: number): number => (bytes >= donatedBytes ? donatedBytes : Math.floor(bytes / STEP_BYTES) * STEP_BYTES);
+  const bytes = Math.max(inSteps(lasting), Math.min(inSteps(possible), before.bytes));
+  return bytes >= donatedBytes ? { bytes, state: 'whole' } : { bytes: Math.max(memory.reservedBytes, bytes), state: 'lowered' };
 }

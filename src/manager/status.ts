@@ -67,7 +67,8 @@ export async function describeHealth({ appliances }: Parts): Promise<HealthAnswe
     const { id } = appliance;
     const said = await appliances.call(appliance, 'health', {}).catch((error: unknown) => ({ worries: [messageOf(error)] }));
     const { offer } = appliance.info;
-    const offered = offer === 'lowered' || offer === 'short' ? ['it is short of memory and offers less than was donated'] : [];
+    const isShort = appliance.isUp && (offer === 'lowered' || offer === 'short'); // down, it offers nothing: that was some time ago
+    const offered = isShort ? ['it is short of memory and offers less than was donated'] : [];
     return { id, ...said, worries: [...said.worries, ...offered] };
   };
   return { appliances: await Promise.all(appliances.all().map(ask)) };

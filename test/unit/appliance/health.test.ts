@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { readHealth, worries } from '../../../src/appliance/health.js';
 import { spareMemory } from '../../../src/appliance/memory.js';
-import { keptBytes, offerOf } from '../../../src/appliance/offer.js';
+import { keptBytes, offerOf, type Offer } from '../../../src/appliance/offer.js';
 
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
@@ -156,20 +156,35 @@ describe('spare memory', () => {
 describe('what is offered', () => {
   const host = (bytes: number): Parameters<typeof offerOf>[1] => ({ bytes, totalBytes: 16 * GIB, boundBy: 'machine' });
   const kept = keptBytes(16 * GIB);
+  const whole: Offer = { bytes: 8 * GIB, state: 'whole' };
+  const lowered = (bytes: number): Offer => ({ bytes, state: 'lowered' });
 
   test('is all that was donated while the host has it to spare, what is resident included', () => {
     const memory = { reservedBytes: 6 * GIB, residentBytes: 5 * GIB };
-    expect(offerOf(8 * GIB, host(3 * GIB + kept), memory)).toEqual({ bytes: 8 * GIB, state: 'whole' });
+    expect(offerOf(8 * GIB, host(3 * GIB + kept), memory, whole)).toEqual(whole);
   });
 
   test('is less when it has not, in steps, and never less than what is in regions', () => {
     const memory = { reservedBytes: 2 * GIB, residentBytes: GIB };
-    expect(offerOf(8 * GIB, host(2 * GIB + kept + MIB), memory)).toEqual({ bytes: 3 * GIB, state: 'lowered' });
-    expect(offerOf(8 * GIB, host(GIB + kept + MIB), memory)).toEqual({ bytes: 2 * GIB, state: 'lowered' });
+    expect(offerOf(8 * GIB, host(2 * GIB + kept + MIB), memory, whole)).toEqual(lowered(3 * GIB));
+    expect(offerOf(8 * GIB, host(GIB + kept + MIB), memory, whole)).toEqual(lowered(2 * GIB));
   });
 
   test('says when the host cannot even give what is in regions', () => {
     const memory = { reservedBytes: 2 * GIB, residentBytes: GIB };
-    expect(offerOf(8 * GIB, host(kept), memory)).toEqual({ bytes: 2 * GIB, state: 'short' });
+    expect(offerOf(8 * GIB, host(kept), memory, whole)).toEqual({ bytes: 2 * GIB, state: 'short' });
+  });
+
+  test('does not come and go with a host that breathes at the edge of a step', () => {
+    const memory = { reservedBytes: 2 * GIB, residentBytes: GIB };
+    for (const edge of [8 * GIB, 3 * GIB, 2 * GIB]) {
+      let offer = offerOf(8 * GIB, host(edge - GIB + kept - MIB), memory, whole);
+      const fallen = offer;
+      for (const more of [MIB, 16 * MIB, -MIB, 31 * MIB]) {
+        offer = offerOf(8 * GIB, host(edge - GIB + kept + more), memory, offer);
+        expect(offer).toEqual(fallen);
+      }
+      expect(offerOf(8 * GIB, host(edge - GIB + kept + 32 * MIB), memory, offer)).toEqual(edge === whole.bytes ? whole : lowered(edge));
+    }
   });
 });
