@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/keys.h"
@@ -14,6 +15,13 @@ Directory::~Directory() {
   };
   for (auto& [id, region] : regions_) close_descriptor(*region);
   for (auto& region : former_) close_descriptor(*region);
+}
+
+void Appliance::tell_peers() {
+  std::lock_guard guard(lock);
+  for (auto& one : news) {
+    if (std::exchange(one->wanted, false)) one->reactor.post(*one);
+  }
 }
 
 std::vector<LinkTotals> Appliance::sum_statistics() {

@@ -40,7 +40,11 @@ Peer::Peer(Reactor& reactor, Directory& directory, Appliance& appliance, const F
       options_(options),
       attempt_ns_(options.operation_deadline_ms * kMillisecond),
       route_(appliance, home),
-      statistics_(&statistics_for(TransportKind::automatic, {})) {}
+      statistics_(&statistics_for(TransportKind::automatic, {})) {
+  const auto look = [](void* peer) { static_cast<Peer*>(peer)->look_again(); };
+  std::lock_guard guard(appliance_.lock);
+  news_ = appliance_.news.emplace_back(std::make_unique<PeerNews>(reactor_, this, look)).get();
+}
 
 Peer::~Peer() { close(); }
 
@@ -68,7 +72,8 @@ void Peer::start(Operation& operation, uint64_t now) {
     }
     if (region.incarnation == connection_->incarnation()) {
       const bool at_once = waiting_.empty() && !connection_->full() && !awaits_fence(operation);
-      return at_once ? dispatch(operation, now) : hold(operation);
+      if (at_once) return dispatch(operation, now);
+      return awaits_in_vain(operation) ? refuse(operation) : hold(operation);
     }
     if (!newer_incarnation_known(region)) return lose_region(operation);
     cut();  // the appliance has been restarted, and we were told before the old connection knew
@@ -81,7 +86,9 @@ void Peer::start(Operation& operation, uint64_t now) {
 
 void Peer::dispatch(Operation& operation, uint64_t now) {
   connection_->submit(operation, std::min(operation.expires_ns, now + attempt_ns_));
-  if (connection_) arm_before(connection_->next_check_ns());
+  if (!connection_) return;
+  if (found_down() && connection_->doubtful()) return cut();  // over shared memory: this is the first to need an answer
+  arm_before(connection_->next_check_ns());
 }
 
 void Peer::hold(Operation& operation) {
@@ -89,13 +96,15 @@ void Peer::hold(Operation& operation) {
   waiting_.push(operation);
   waiting_expires_ns_ = std::min(waiting_expires_ns_, operation.expires_ns);
   arm_before(waiting_expires_ns_);
-  if (awaits_fence(operation)) await_fence();
 }
 
 /// A write of another reactor that was given up may land late: on top of this one, if this one did not wait.
 bool Peer::awaits_fence(const Operation& operation) const {
   return operation.op != Op::read && appliance_.links_in_doubt.load(std::memory_order_acquire) > 0;
 }
+
+/// Who has to get through first does not.
+bool Peer::awaits_in_vain(const Operation& operation) const { return found_down() && awaits_fence(operation); }
 
 void Peer::doubt(const WireConnection::Unfinished& unfinished) {
   if (in_doubt_ || !unfinished.sent.any([](const Operation& operation) { return operation.op != Op::read; })) return;
@@ -105,31 +114,18 @@ void Peer::doubt(const WireConnection::Unfinished& unfinished) {
 
 void Peer::end_doubt() {
   if (!std::exchange(in_doubt_, false)) return;
-  if (appliance_.links_in_doubt.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-  std::lock_guard guard(appliance_.lock);
-  for (auto& waiter : appliance_.fence_waiters) {
-    if (std::exchange(waiter->enlisted, false)) waiter->reactor.post(*waiter);
-  }
+  if (appliance_.links_in_doubt.fetch_sub(1, std::memory_order_acq_rel) == 1) appliance_.tell_peers();
 }
 
-/// Once the last connection in doubt is fenced, fence_settled() is called.
-void Peer::await_fence() {
-  if (std::exchange(awaiting_fence_, true)) return;
-  std::lock_guard guard(appliance_.lock);
-  if (fence_waiter_ == nullptr) {
-    fence_waiter_ = appliance_.fence_waiters.emplace_back(std::make_unique<FenceWaiter>(reactor_)).get();
-    fence_waiter_->peer = this;
-    fence_waiter_->settled = [](void* peer) { static_cast<Peer*>(peer)->fence_settled(); };
+/// Another reactor's peer has found the appliance down, or the last connection in doubt is fenced.
+void Peer::look_again() {
+  {
+    std::lock_guard guard(appliance_.lock);
+    news_->wanted = true;  // first: what is found out from now on is told anew
   }
-  // Whoever ends the doubt looks at this list after that: either it is seen here or we are seen there.
-  const bool settled = appliance_.links_in_doubt.load(std::memory_order_acquire) == 0;
-  fence_waiter_->enlisted = !settled;
-  if (settled) reactor_.post(*fence_waiter_);
-}
-
-void Peer::fence_settled() {
-  awaiting_fence_ = false;
-  if (connection_ && connection_->ready()) on_room();
+  if (!ready()) return;
+  if (found_down() && connection_->doubtful()) return cut();
+  on_room();
 }
 
 void Peer::lose_region(Operation& operation) {
@@ -201,9 +197,11 @@ void Peer::on_room() {
     const Region& region = *waiting_.first()->region;
     const bool other = region.incarnation != connection_->incarnation();
     if (other && newer_incarnation_known(region)) return;  // the connection is about to be replaced
-    if (awaits_fence(*waiting_.first())) return await_fence();
+    if (awaits_fence(*waiting_.first()) && !found_down()) return;
     Operation& operation = waiting_.pop();
-    if (is_lost(region)) {
+    if (awaits_in_vain(operation)) {
+      refuse(operation);
+    } else if (is_lost(region)) {
       finish(operation, Status::not_present);
     } else if (other) {
       lose_region(operation);
@@ -353,6 +351,7 @@ void Peer::open_breaker(Status status, OperationList& failed) {
   route_.forget_home();  // a probe tries every address
   if (appliance_.state.exchange(PeerState::down, std::memory_order_acq_rel) != PeerState::down) {
     appliance_.breaker_openings.fetch_add(1, std::memory_order_relaxed);
+    appliance_.tell_peers();
   }
   while (!waiting_.empty()) {
     Operation& operation = waiting_.pop();
@@ -401,7 +400,11 @@ void Peer::close() {
   if (closed_) return;
   closed_ = true;
   OperationList failed = give_up();
-  if (fence_waiter_ != nullptr) fence_waiter_->settled = nullptr;
+  {
+    std::lock_guard guard(appliance_.lock);
+    news_->wanted = false;
+  }
+  news_->peer = nullptr;
   reactor_.cancel(*this);
   while (!failed.empty()) finish(failed.pop(), Status::closed);
 }

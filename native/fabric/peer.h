@@ -2,7 +2,8 @@
 // breaker. On the reactor's thread throughout. Which of an appliance's links an operation takes is Links' choice.
 //
 // An operation has two attempts, the second on a new connection whose link_generation has fenced the first one's.
-// An appliance that was found down fails everything at once while it is probed.
+// An appliance that was found down fails everything at once while it is probed, also what waits for it on other
+// reactors: so of all that one call asks of it, one thing after the other, only the first has to wait.
 //
 // A link's home is one of the appliance's addresses. When that fails, the link strays: it connects by another address,
 // because that is what fences its lost connection, and finishes there what it had been given. Back home it goes when it
@@ -74,8 +75,8 @@ class Peer final : public WireConnection::Owner, public Timer {
   bool found_down() const { return appliance_.state.load(std::memory_order_acquire) == PeerState::down; }
   void note_state(PeerState state);
   bool awaits_fence(const Operation& operation) const;
-  void await_fence();
-  void fence_settled();
+  bool awaits_in_vain(const Operation& operation) const;
+  void look_again();
   void doubt(const WireConnection::Unfinished& unfinished);
   void end_doubt();
   bool newer_incarnation_known(const Region& region);
@@ -121,9 +122,8 @@ class Peer final : public WireConnection::Owner, public Timer {
   uint64_t armed_ns_ = UINT64_MAX;
   std::string reason_;
   bool closed_ = false;
-  bool in_doubt_ = false;                // counted in Appliance::links_in_doubt
-  FenceWaiter* fence_waiter_ = nullptr;  // the appliance's; made when first needed
-  bool awaiting_fence_ = false;          // enlisted, or the message is under way
+  bool in_doubt_ = false;     // counted in Appliance::links_in_doubt
+  PeerNews* news_ = nullptr;  // the appliance's
 
   TransportKind trying_ = TransportKind::tcp;
   bool shm_failed_ = false;             // of this round of connecting: the next is tried

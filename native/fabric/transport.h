@@ -61,17 +61,17 @@ struct Endpoint {
   bool operator==(const Endpoint&) const = default;
 };
 
-/// A peer whose writes wait until no lost connection is in doubt (Appliance::links_in_doubt): it is told by
-/// this message. Belongs to the Appliance, so that it may be under way when the peer goes.
-struct FenceWaiter final : Message {
-  explicit FenceWaiter(Reactor& reactor) : reactor(reactor) {}
+/// What reactors find out of an appliance concerns their peers on the others: each is told by a message of its own to
+/// look again. Belongs to the Appliance, so that it may be under way when the peer goes.
+struct PeerNews final : Message {
+  PeerNews(Reactor& reactor, void* peer, void (*look)(void*)) : reactor(reactor), peer(peer), look(look) {}
   void run() override {
-    if (settled != nullptr) settled(peer);
+    if (peer != nullptr) look(peer);
   }
   Reactor& reactor;
-  void* peer = nullptr;              ///< the reactor's thread only, as the next
-  void (*settled)(void*) = nullptr;  ///< null: the peer is gone
-  bool enlisted = false;             ///< guarded by Appliance::lock
+  void* peer;                 ///< the reactor's thread only; null: it is gone
+  void (*const look)(void*);  ///< sets `wanted` again, then looks
+  bool wanted = true;         ///< guarded by Appliance::lock; false while it is under way
 };
 
 /// One memory appliance as the client knows it. Stable address; lives as long as the Directory.
@@ -100,10 +100,12 @@ struct Appliance {
   /// Guards host_id, rack, endpoints, link_name, incarnation, serves_verbs, which change when it restarts; and what
   /// follows.
   std::mutex lock;
-  std::vector<std::unique_ptr<FenceWaiter>> fence_waiters;  ///< one per peer that has ever waited
+  std::vector<std::unique_ptr<PeerNews>> news;              ///< one per peer
   std::vector<std::unique_ptr<LinkStatistics>> statistics;  ///< one per peer, transport and endpoint used
   /// By transport and endpoint.
   std::vector<LinkTotals> sum_statistics();
+  /// Has all peers look again: what was found out stands in the members above by now.
+  void tell_peers();
 };
 
 enum class RegionState : uint8_t { live, lost };

@@ -53,7 +53,7 @@ class WireConnection : public ReadyHandler, public Poller {
   bool ready() const { return state_ == State::ready; }
   virtual bool full() const { return full(0); }
   /// Nothing has come lately, so that it may be as dead as others have found the appliance.
-  bool doubtful() const { return ping_sent_ns_ != 0 || (!heard_ && next_heartbeat_ns_ == UINT64_MAX); }
+  virtual bool doubtful() const { return ping_sent_ns_ != 0 || (!heard_ && next_heartbeat_ns_ == UINT64_MAX); }
   uint64_t incarnation() const { return handshake_.hello().incarnation; }
   virtual TransportKind kind() const = 0;
 

@@ -44,6 +44,31 @@ Operation write_of(fabric::Region& region, const iovec& segment) {
   return operation;
 }
 
+Operation record_of(fabric::Region& region, const iovec& segment) {
+  Operation operation = write_of(region, segment);
+  operation.op = Op::put_record;
+  operation.operand = 5;
+  return operation;
+}
+
+/// An operation that is under way on a reactor.
+class Started {
+ public:
+  Started(TestClient& client, const Operation& operation, unsigned reactor) : operation_(operation) {
+    operation_.context = &answered_;
+    operation_.complete = [](Operation& done) {
+      static_cast<std::promise<Status>*>(done.context)->set_value(done.status);
+    };
+    client.on_reactor([&](Reactor&, fabric::Fabric& fabric) { fabric.submit(operation_); }, reactor);
+  }
+  Started(const Started&) = delete;
+  Status ended() { return answered_.get_future().get(); }
+
+ private:
+  Operation operation_;
+  std::promise<Status> answered_;
+};
+
 int connect_to(const SocketAddress& address) {
   int fd = socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   REQUIRE(connect(fd, address.raw(), address.bytes) == 0);
@@ -409,11 +434,7 @@ TEST_CASE("a write that one reactor has given up is fenced before another reacto
   held.deadline_ns = monotonic_ns() + 200'000'000;
   CHECK(client.run(held, 0) == Status::timed_out);
   CHECK(appliance.links_in_doubt == 1);
-  Operation waiting = write_of(region, late_segment);
-  std::promise<Status> answered;
-  waiting.context = &answered;
-  waiting.complete = [](Operation& done) { static_cast<std::promise<Status>*>(done.context)->set_value(done.status); };
-  client.on_reactor([&](Reactor&, fabric::Fabric& fabric) { fabric.submit(waiting); }, 1);
+  Started waiting(client, write_of(region, late_segment), 1);
   // What comes behind it waits too, in vain for as long as this; had it been sent, it would be there by then.
   iovec got_segment{got.data(), got.size()};
   Operation behind = write_of(region, got_segment);
@@ -425,12 +446,67 @@ TEST_CASE("a write that one reactor has given up is fenced before another reacto
   CHECK(got == page_of(1));
 
   proxy.let_new_go();  // the first reactor gets through again, which fences what it had given up
-  CHECK(answered.get_future().get() == Status::ok);
+  CHECK(waiting.ended() == Status::ok);
   CHECK(appliance.links_in_doubt == 0);
   proxy.let_go();
   for (unsigned reactor : {0u, 1u}) {
     REQUIRE(client.read(region, 0, got, reactor) == Status::ok);
     CHECK(got == page_of(3));
+  }
+}
+
+TEST_CASE("what waits for another reactor to get through waits no longer than until the appliance is found down") {
+  for (const Transport& transport : {Transport{"tcp", fabric::TransportKind::tcp, nullptr}, kShm}) {
+    INFO("transport ", std::string(transport.name));
+    ApplianceProcess process;
+    process.command("create 10 1048576 0");
+    TestClient client({.transport = transport, .operation_deadline_ms = 1000, .reactors = 2});
+    fabric::Appliance& appliance = client.add_appliance(process);
+    fabric::Region& region = client.add_region(appliance, 10, kMiB);
+    auto page = page_of(1);
+    const iovec segment{page.data(), page.size()};
+    for (unsigned reactor : {0u, 1u}) {
+      REQUIRE(client.write(region, 0, page, reactor) == Status::ok);
+      REQUIRE(Started(client, record_of(region, segment), reactor).ended() == Status::ok);
+    }
+    process.signal(SIGSTOP);
+    Started given_up(client, record_of(region, segment), 0);
+    REQUIRE(eventually([&] { return appliance.links_in_doubt == 1; }));
+    CHECK(Started(client, write_of(region, segment), 1).ended() == Status::unreachable);
+    CHECK(is_outage(given_up.ended()));
+    // Of what a call does one after the other, only the first waits.
+    for (const Operation& next : {write_of(region, segment), record_of(region, segment)}) {
+      CHECK(Started(client, next, 1).ended() == Status::unreachable);
+    }
+    process.signal(SIGCONT);
+    for (unsigned reactor : {0u, 1u}) {
+      CHECK(eventually([&] { return client.write(region, 0, page, reactor) == Status::ok; }));
+    }
+  }
+}
+
+TEST_CASE("over shared memory, what an appliance owes an answer to ends when another reactor has found it down") {
+  ApplianceProcess process;
+  process.command("create 10 8388608 0");
+  TestClient client({.transport = kShm, .operation_deadline_ms = 1500, .reactors = 2});
+  fabric::Appliance& appliance = client.add_appliance(process);
+  fabric::Region& region = client.add_region(appliance, 10, 8 * kMiB);
+  auto page = page_of(1);
+  for (unsigned reactor : {0u, 1u}) REQUIRE(client.write(region, 0, page, reactor) == Status::ok);
+  process.signal(SIGSTOP);
+  const iovec segment{page.data(), page.size()};
+  Operation needs_memory = write_of(region, segment);  // so nothing is in doubt when its connection is lost
+  needs_memory.offset = 4 * kMiB;
+  Started first(client, needs_memory, 0);
+  REQUIRE(eventually([&] { return appliance.state == fabric::PeerState::connecting; }));
+  Operation halfway = record_of(region, segment);  // of the first reactor's second attempt: what comes now lasts longer
+  halfway.deadline_ns = monotonic_ns() + 750'000'000;
+  CHECK(Started(client, halfway, 0).ended() == Status::timed_out);
+  CHECK(Started(client, record_of(region, segment), 1).ended() == Status::unreachable);
+  CHECK(is_outage(first.ended()));
+  process.signal(SIGCONT);
+  for (unsigned reactor : {0u, 1u}) {
+    CHECK(eventually([&] { return client.write(region, 0, page, reactor) == Status::ok; }));
   }
 }
 

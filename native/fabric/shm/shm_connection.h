@@ -25,6 +25,8 @@ class ShmConnection final : public WireConnection {
   std::string open(const std::string& link_name, uint64_t deadline_ns);
   void submit(Operation& operation, uint64_t attempt_deadline_ns) override;
   void disown() override;
+  /// Without heartbeats: what owes us an answer. Loads and stores go on meanwhile.
+  bool doubtful() const override { return busy() > 0; }
 
  private:
   ssize_t receive_message(msghdr& message) override;
