@@ -543,6 +543,7 @@ TEST_CASE("forced shared memory that is impossible is unreachable") {
 }
 
 TEST_CASE("an idle appliance and an idle client cost next to no CPU") {
+  constexpr uint64_t kNextToNoneUs = 50'000;  // of a second, under a sanitizer on a busy machine
   for (const Transport& transport : plain_transports()) {
     INFO("transport ", std::string(transport.name));
     ApplianceProcess process;
@@ -554,7 +555,7 @@ TEST_CASE("an idle appliance and an idle client cost next to no CPU") {
     const uint64_t ours = read_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     const uint64_t theirs = std::stoull(process.command("cpu"));
     usleep(1'000'000);
-    CHECK(std::stoull(process.command("cpu")) - theirs < 10'000);
-    CHECK((read_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - ours) / 1000 < 10'000);
+    CHECK(std::stoull(process.command("cpu")) - theirs < kNextToNoneUs);  // who polled would take all of it
+    CHECK((read_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - ours) / 1000 < kNextToNoneUs);
   }
 }

@@ -14,7 +14,7 @@ import { Random } from './model_file.js';
 import { evict, pickOperation } from './operations.js';
 
 const seed = Number(process.env['EXTMEM_SEED'] ?? Date.now() % 2 ** 31);
-const steps = Number(process.env['EXTMEM_STEPS'] ?? 1500);
+const steps = Number(process.env['EXTMEM_STEPS'] ?? 800);
 /** Lanes have files of their own and run at the same time: they share caches, slabs and appliances. */
 const LANES = 3;
 const POOL_BYTES = 4 * 1024 * 1024;

@@ -1,6 +1,7 @@
 /**
  * Memory is short: the application, and the mount that serves it, run in memory cgroups a fraction of what is worked on, apart or
- * together. Everything finishes, right to the byte, nobody is killed for memory, and nothing stalls (C10).
+ * together. Everything finishes, right to the byte, nobody is killed for memory, and nothing stalls (C10). EXTMEM_LONG=1 also runs
+ * the other two pairs of transport and arrangement.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import { LIMIT_MS } from './bad_days.js';
@@ -15,12 +16,14 @@ const APPLICATION = 24 * MIB;
 const MOUNT = CACHE + 150 * MIB;
 const WORKING_SET = 4 * (APPLICATION + CACHE);
 
-describe.each([
-  ['tcp', 'apart'],
-  ['shm', 'apart'],
+const pairs = [
   ['tcp', 'together'],
+  ['shm', 'apart'],
+  ['tcp', 'apart'],
   ['shm', 'together'],
-] as const)('over %s, application and mount %s', (transport, how) => {
+] as const;
+
+describe.each(process.env['EXTMEM_LONG'] === undefined ? pairs.slice(0, 2) : pairs)('over %s, application and mount %s', (transport, how) => {
   const cluster = new TestCluster({ transport, cache: `${CACHE}`, memory: '512M' });
   let application: MemoryCgroup;
   let mount: MemoryCgroup;
