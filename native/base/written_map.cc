@@ -64,10 +64,14 @@ void WrittenMap::mark(uint64_t offset, uint64_t bytes) {
   }
 }
 
-void WrittenMap::take(std::vector<uint64_t>& into) {
-  for (size_t index = 0; index < words_.size(); ++index) {
+void WrittenMap::take(std::vector<uint64_t>& into, uint64_t first, uint64_t end) {
+  end = std::min<uint64_t>(end, words_.size() * 64);
+  for (uint64_t index = first / 64; index * 64 < end; ++index) {
     if (words_[index].load(std::memory_order_relaxed) == 0) continue;  // set later, it is found the next time
-    uint64_t word = words_[index].exchange(0, std::memory_order_seq_cst);
+    uint64_t meant = ~uint64_t{0};
+    if (first > index * 64) meant <<= first % 64;
+    if (end < (index + 1) * 64) meant &= ~(~uint64_t{0} << end % 64);
+    uint64_t word = words_[index].fetch_and(~meant, std::memory_order_seq_cst) & meant;
     for (; word != 0; word &= word - 1) into.push_back(index * 64 + static_cast<uint64_t>(std::countr_zero(word)));
   }
 }

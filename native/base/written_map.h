@@ -34,8 +34,8 @@ class WrittenMap {
   bool covers(uint64_t region_bytes) const;
   /// What lies beyond the map is left out.
   void mark(uint64_t offset, uint64_t bytes);
-  /// Clears the map; appends the numbers of the chunks that were marked.
-  void take(std::vector<uint64_t>& into);
+  /// Clears the marks of the chunks from `first` up to `end`; appends the numbers of those that were marked.
+  void take(std::vector<uint64_t>& into, uint64_t first = 0, uint64_t end = UINT64_MAX);
 
  private:
   const UniqueFd fd_;

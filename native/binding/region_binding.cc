@@ -57,6 +57,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                         InstanceMethod<&RegionServer::restored>("restored"),
                         InstanceMethod<&RegionServer::store_status>("storeStatus"),
                         InstanceMethod<&RegionServer::persist>("persist"),
+                        InstanceMethod<&RegionServer::persist_in_background>("persistInBackground"),
                         InstanceMethod<&RegionServer::persist_last>("persistLast"),
                         InstanceMethod<&RegionServer::settle_freed>("settleFreed"),
                         InstanceMethod<&RegionServer::settle_destroyed>("settleDestroyed"),
@@ -114,6 +115,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       throw coded_error(info.Env(), store_failed ? "ESTORE" : "EADDRINUSE", error);
     }
     persisting_ = std::make_unique<JobThread>();
+    background_ = std::make_unique<JobThread>();
     settling_ = std::make_unique<JobThread>();
     revoking_ = std::make_unique<JobThread>();
   }
@@ -268,6 +270,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     options.compress = bool_of(object, "compress");
     options.key = to_bytes(object.Get("key"));
     options.lazily = bool_of(object, "lazily");
+    options.bytes_per_second = u64_of(object, "bytesPerSecond");
     return options;
   }
 
@@ -335,9 +338,12 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
 
   Napi::Value persist(const Napi::CallbackInfo& info) {
-    return run_job(info.Env(), persisting_, [this, regions = numbers_of(info[0])](auto& server) {
-      return server.persist(regions, [this](auto& progress) { tell_progress(progress); });
+    return run_job(info.Env(), persisting_, [this, pieces = pieces_of(info[0])](auto& server) {
+      return server.persist(pieces, [this](auto& progress) { tell_progress(progress); });
     });
+  }
+  Napi::Value persist_in_background(const Napi::CallbackInfo& info) {
+    return run_job(info.Env(), background_, [](auto& server) { return server.persist_in_background(); });
   }
   Napi::Value persist_last(const Napi::CallbackInfo& info) {
     return run_job(info.Env(), persisting_, [this](auto& server) {
@@ -345,16 +351,20 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     });
   }
 
-  Napi::Value settle_freed(const Napi::CallbackInfo& info) {
+  static std::vector<region::RegionServer::Piece> pieces_of(const Napi::Value& value) {
     std::vector<region::RegionServer::Piece> pieces;
-    auto list = info[0].As<Napi::Array>();
+    auto list = value.As<Napi::Array>();
     for (uint32_t index = 0; index < list.Length(); ++index) {
       auto piece = list.Get(index).As<Napi::Object>();
       pieces.push_back(
           {.region = u64_of(piece, "region"), .offset = u64_of(piece, "offset"), .bytes = u64_of(piece, "length")});
     }
+    return pieces;
+  }
+
+  Napi::Value settle_freed(const Napi::CallbackInfo& info) {
     return run_job(info.Env(), settling_,
-                   [pieces = std::move(pieces)](auto& server) { return server.settle_freed(pieces); });
+                   [pieces = pieces_of(info[0])](auto& server) { return server.settle_freed(pieces); });
   }
   Napi::Value settle_destroyed(const Napi::CallbackInfo& info) {
     return run_job(info.Env(), settling_,
@@ -366,6 +376,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   void shut_down() {
     if (server_ == nullptr) return;
     if (fencing_.joinable()) fencing_.join();
+    server_->end_background();
+    background_.reset();
     persisting_.reset();
     settling_.reset();
     revoking_.reset();
@@ -378,7 +390,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   Napi::FunctionReference on_refused_, on_progress_, on_window_;
   std::unique_ptr<region::RegionServer> server_;
   // What waits for the store; they use server_. What was freed does not wait until everything is persisted.
-  std::unique_ptr<JobThread> persisting_, settling_, revoking_;
+  std::unique_ptr<JobThread> persisting_, background_, settling_, revoking_;
   std::thread fencing_;  // the latest fence; one at a time
 };
 

@@ -5,6 +5,7 @@
 // writes; whoever takes the marks (Region::begin_persist) does so while nobody writes.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -32,7 +33,10 @@ class BlockState {
     for (uint64_t block = offset / kBytes; block <= (offset + bytes - 1) / kBytes; ++block) changed_.set(block);
   }
   bool changed(uint64_t block) const { return changed_.test(block); }
-  bool take_changed(uint64_t block) { return changed_.clear(block); }
+  /// Takes the marks of blocks from `first` up to `end`, and appends which had one.
+  void take_changed(uint64_t first, uint64_t end, std::vector<uint64_t>& into) {
+    changed_.take(first, std::min(end, blocks_), into);
+  }
 
   /// Before anybody else knows the region.
   void make_absent(uint64_t block) {
@@ -86,6 +90,16 @@ class BlockState {
       const uint64_t bit = uint64_t{1} << at % 64;
       auto& word = words_[at / 64];
       return (word.load() & bit) == 0 && (word.fetch_or(bit) & bit) == 0;
+    }
+    /// A word at a time, so that a large region without marks is quickly looked through.
+    void take(uint64_t first, uint64_t end, std::vector<uint64_t>& into) {
+      for (uint64_t at = first; at < end;) {
+        const uint64_t next = std::min(end, (at / 64 + 1) * 64);
+        for (; words_[at / 64].load() != 0 && at < next; ++at) {
+          if (clear(at)) into.push_back(at);
+        }
+        at = next;
+      }
     }
     /// Whether it was set.
     bool clear(uint64_t at) {

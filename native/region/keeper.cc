@@ -4,7 +4,9 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <map>
 
 #include "base/clock.h"
 
@@ -18,6 +20,7 @@ namespace {
 /// Blocks that leave as one write.
 constexpr size_t kRunBytes = 16 * BlockState::kBytes;
 constexpr size_t kMaxWanted = 4096;
+constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
 
 uint64_t hash_of(std::span<const uint8_t> data) { return XXH3_64bits(data.data(), data.size()); }
 
@@ -29,13 +32,18 @@ std::unique_ptr<Keeper> Keeper::open(const Options& options, RegionTable& region
   auto file = store::open_block_file(options.path, verdict);
   std::unique_ptr<store::Store> store;
   if (file) store = store::Store::open(std::move(file), options.store, verdict);
-  if (store) return std::unique_ptr<Keeper>(new Keeper(std::move(store), options.lazily, regions, account));
+  if (store) return std::unique_ptr<Keeper>(new Keeper(std::move(store), options, regions, account));
   error = verdict.why;
   return nullptr;
 }
 
-Keeper::Keeper(std::unique_ptr<store::Store> store, bool lazily, RegionTable& regions, MemoryAccount& account)
-    : store_(std::move(store)), lazily_(lazily), regions_(regions), account_(account) {}
+Keeper::Keeper(std::unique_ptr<store::Store> store, const Options& options, RegionTable& regions,
+               MemoryAccount& account)
+    : store_(std::move(store)),
+      lazily_(options.lazily),
+      regions_(regions),
+      account_(account),
+      pace_(options.bytes_per_second) {}
 
 Keeper::~Keeper() { stop(); }
 
@@ -166,56 +174,119 @@ Keeper::Urgent::~Urgent() {
   keeper_.jobs_lock_.unlock();
 }
 
-Verdict Keeper::persist(std::vector<uint64_t> ids, uint64_t ending, const std::function<void(const Progress&)>& tell) {
-  Pass pass{.guard = std::unique_lock(jobs_lock_), .ending = ending != 0, .tell = tell};
+/// For as long as somebody waits for this one, what nobody waits for rests. Made and ended with jobs_lock_ held.
+class Keeper::Asked {
+ public:
+  Asked(Keeper& keeper, bool background) : keeper_(keeper), background_(background) {}
+  ~Asked() {
+    if (!background_ && keeper_.asked_.fetch_sub(1) == 1) keeper_.none_urgent_.notify_all();
+  }
+  Asked(const Asked&) = delete;
+
+ private:
+  Keeper& keeper_;
+  const bool background_;
+};
+
+Verdict Keeper::persist(const Job& job, const std::function<void(const Progress&)>& tell) {
+  if (!job.background) asked_.fetch_add(1);  // before the lock: whoever has it gives way
+  Pass pass{.guard = std::unique_lock(jobs_lock_), .job = job, .tell = tell};
+  const Asked asked(*this, job.background);
   const uint64_t began = monotonic_ns(), before = persisted_bytes_.load();
-  std::vector<std::shared_ptr<Region>> chosen;
-  if (ids.empty()) chosen = regions_.all();
-  for (uint64_t id : ids) {
-    if (auto region = regions_.find(id)) chosen.push_back(std::move(region));
+  pass.paced_bytes = before;
+  pass.committed_ns = began;
+  const auto chosen = choose(job);
+  for (auto& [region, ranges] : chosen) pass.progress.total_bytes += region->resident_bytes();
+  for (auto& [region, ranges] : chosen) {
+    if (Verdict verdict = persist_region(*region, ranges, pass); !verdict.ok()) return verdict;
   }
-  std::erase_if(chosen, [](auto& region) { return region->blocks() == nullptr; });
-  for (auto& region : chosen) pass.progress.total_bytes += region->resident_bytes();
-  for (auto& region : chosen) {
-    if (Verdict verdict = persist_region(*region, pass); !verdict.ok()) return verdict;
-  }
-  if (ending != 0) store_->set_life(ending);
+  if (job.ending != 0) store_->set_life(job.ending);
   Verdict verdict = store_->commit();
   // Small ones tell how long a barrier takes, not how long all would.
-  if (persisted_bytes_.load() - before >= (uint64_t{16} << 20))
-    persist_ns_.store((monotonic_ns() - began) * (uint64_t{1} << 20) / (persisted_bytes_.load() - before));
+  if (const uint64_t put = persisted_bytes_.load() - before; put >= (uint64_t{16} << 20))
+    persist_ns_.store((monotonic_ns() - began - pass.rested_ns) * (uint64_t{1} << 20) / put);
   return verdict;
 }
 
-Verdict Keeper::persist_region(Region& region, Pass& pass) {
-  const Region::Changes changes = region.begin_persist();
-  if (changes.bytes == 0) return {};  // destroyed meanwhile
-  store_->keep_region(region.id(), changes.bytes, region.thin());
-  Verdict verdict = put_blocks(region, changes, pass);
-  if (verdict.ok() && !is_stored(region.id())) return {};  // destroyed, and settled
-  if (verdict.ok()) verdict = put_records(region);
-  if (!verdict.ok()) {
-    for (uint64_t block : changes.blocks) region.blocks()->mark_changed(block * BlockState::kBytes, 1);
-    for (uint64_t chunk : changes.chunks) region.mark_written(chunk * protocol::kLendBytes, 1);
-    return verdict;
+/// The regions that are meant, and of each which blocks.
+std::vector<std::pair<std::shared_ptr<Region>, Keeper::Ranges>> Keeper::choose(const Job& job) const {
+  std::map<uint64_t, Ranges> meant;
+  for (const Piece& piece : job.pieces) {
+    const uint64_t end = piece.offset + std::min(piece.bytes, UINT64_MAX - piece.offset - BlockState::kBytes);
+    if (piece.bytes > 0)
+      meant[piece.region].push_back(
+          {piece.offset / BlockState::kBytes, (end + BlockState::kBytes - 1) / BlockState::kBytes});
   }
-  if (pass.ending && region.blocks()->damaged_pages() == 0) store_->set_exact(region.id(), true);
+  std::vector<std::pair<std::shared_ptr<Region>, Ranges>> chosen;
+  for (auto& region : regions_.all()) {
+    if (region->blocks() == nullptr) continue;
+    const auto ranges = meant.find(region->id());
+    if (job.pieces.empty())
+      chosen.emplace_back(region, Ranges{{0, UINT64_MAX}});
+    else if (ranges != meant.end())
+      chosen.emplace_back(region, std::move(ranges->second));
+  }
+  return chosen;
+}
+
+Verdict Keeper::persist_region(Region& region, const Ranges& ranges, Pass& pass) {
+  for (const auto& [first, end] : ranges) {
+    if (Verdict verdict = persist_range(region, first, end, pass); !verdict.ok()) return verdict;
+    if (pass.halt == Halt::gone || !is_stored(region.id())) return {};
+  }
+  if (Verdict verdict = put_records(region); !verdict.ok()) return verdict;
+  if (pass.job.ending != 0 && region.blocks()->damaged_pages() == 0) store_->set_exact(region.id(), true);
   return {};
+}
+
+/// Blocks from `first` up to `end`. Interrupted, it gives back the marks that it has not come to: whoever persists
+/// meanwhile finds them.
+Verdict Keeper::persist_range(Region& region, uint64_t first, uint64_t end, Pass& pass) {
+  constexpr uint64_t kCommitEveryNs = 2'000'000'000;
+  for (;;) {
+    const Region::Changes changes = region.begin_persist(first, end);
+    pass.halt = changes.bytes == 0 ? Halt::gone : Halt::no;
+    if (pass.halt == Halt::gone) return {};
+    store_->keep_region(region.id(), changes.bytes, region.thin());
+    if (Verdict verdict = put_blocks(region, changes, pass); !verdict.ok()) {
+      give_back(region, changes, 0);
+      return verdict;
+    }
+    if (pass.halt != Halt::interrupted) return {};
+    give_back(region, changes, pass.reached);
+    first = pass.reached;
+    rest(pass);
+    if (background_ended_.load()) return {};
+    if (monotonic_ns() - pass.committed_ns < kCommitEveryNs) continue;
+    // Slow as it is meant to be, it may take long: what it has done is not lost with the rest.
+    if (Verdict verdict = store_->commit(); !verdict.ok()) return verdict;
+    pass.committed_ns = monotonic_ns();
+  }
+}
+
+/// From that block on.
+void Keeper::give_back(Region& region, const Region::Changes& changes, uint64_t from) {
+  for (uint64_t block : changes.blocks) {
+    if (block >= from) region.blocks()->mark_changed(block * BlockState::kBytes, 1);
+  }
+  for (uint64_t chunk : changes.chunks) {
+    if ((chunk + 1) * kChunkBlocks > from) region.mark_written(chunk * protocol::kLendBytes, 1);
+  }
 }
 
 Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass& pass) {
   Run run;
-  bool is_gone = false;
   auto put = [&](uint64_t block) {
-    Verdict verdict = give_way(region, run, pass, is_gone);
-    if (verdict.ok() && !is_gone) verdict = put_one(region, block, changes.unseen, run);
+    Verdict verdict = give_way(region, run, block, pass);
+    if (!verdict.ok() || pass.halt != Halt::no) return verdict;
+    verdict = put_one(region, block, changes.unseen, run);
     pass.progress.done_bytes += BlockState::kBytes;
     if (pass.tell && pass.progress.done_bytes % (uint64_t{64} << 20) == 0) pass.tell(pass.progress);
     return verdict;
   };
   if (!changes.unseen) {
     for (uint64_t block : changes.blocks) {
-      if (Verdict verdict = put(block); !verdict.ok() || is_gone) return verdict;
+      if (Verdict verdict = put(block); !verdict.ok() || pass.halt != Halt::no) return verdict;
     }
     return flush(region, run);
   }
@@ -226,31 +297,68 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     for (Verdict verdict; block < end; ++block) {
       block = std::min(region.next_with_memory(block), store_->next_stored(region.id(), block, end));
       if (block < end) verdict = put(block);
-      if (!verdict.ok() || is_gone) return verdict;
+      if (!verdict.ok() || pass.halt != Halt::no) return verdict;
     }
     return Verdict{};
   };
-  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
   Verdict verdict;
-  if (pass.ending) {
+  if (pass.job.ending != 0) {
     verdict = put_between(0, blocks);
   } else {
-    for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && !is_gone; ++index) {
+    for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && pass.halt == Halt::no; ++index) {
       const uint64_t first = changes.chunks[index] * kChunkBlocks;
       verdict = put_between(std::min(first, blocks), std::min(first + kChunkBlocks, blocks));
     }
   }
-  if (!verdict.ok() || is_gone) return verdict;
+  if (!verdict.ok() || pass.halt != Halt::no) return verdict;
   return flush(region, run);
 }
 
-/// Nothing that was copied is kept meanwhile: it may be freed.
-Verdict Keeper::give_way(Region& region, Run& run, Pass& pass, bool& is_gone) {
-  if (urgent_.load() == 0) return {};
+/// Before that block: if somebody is to go first, or what was put is not paid for. Nothing that was copied is kept
+/// meanwhile: it may be freed.
+Verdict Keeper::give_way(Region& region, Run& run, uint64_t block, Pass& pass) {
+  const bool background = pass.job.background;
+  if (background) {
+    const uint64_t put = persisted_bytes_.load(), now = monotonic_ns();
+    if (const uint64_t owed_ns = pace_.take(put - pass.paced_bytes, now); owed_ns > 0) pass.resume_ns = now + owed_ns;
+    pass.paced_bytes = put;
+  }
+  const bool is_early = background && (pass.resume_ns != 0 || background_ended_.load());
+  if (!others_go_first(background) && !is_early) return {};
   if (Verdict verdict = flush(region, run); !verdict.ok()) return verdict;
-  none_urgent_.wait(pass.guard, [this] { return urgent_.load() == 0; });
-  is_gone = !is_stored(region.id());
+  if (background) {
+    pass.halt = Halt::interrupted;
+    pass.reached = block;
+    return {};
+  }
+  none_urgent_.wait(pass.guard, [this] { return !others_go_first(false); });
+  if (!is_stored(region.id())) pass.halt = Halt::gone;
   return {};
+}
+
+bool Keeper::others_go_first(bool background) const { return urgent_.load() > 0 || (background && asked_.load() > 0); }
+
+void Keeper::rest(Pass& pass) {
+  const uint64_t began = monotonic_ns();
+  for (uint64_t now = began; !background_ended_.load(); now = monotonic_ns()) {
+    if (others_go_first(true)) {
+      none_urgent_.wait(pass.guard, [this] { return !others_go_first(true); });
+    } else if (now < pass.resume_ns) {
+      none_urgent_.wait_for(pass.guard, std::chrono::nanoseconds(pass.resume_ns - now),
+                            [this] { return background_ended_.load(); });
+    } else {
+      break;
+    }
+  }
+  pass.resume_ns = 0;
+  pass.paced_bytes = persisted_bytes_.load();
+  pass.rested_ns += monotonic_ns() - began;
+}
+
+void Keeper::end_background() {
+  const Urgent urgent(*this);
+  background_ended_.store(true);
+  none_urgent_.notify_all();
 }
 
 Verdict Keeper::put_one(Region& region, uint64_t block, bool unseen, Run& run) {

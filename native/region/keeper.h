@@ -2,8 +2,9 @@
 // does not have yet, and sees to it that nothing that was freed or destroyed is found there by the next owner.
 //
 // Threads: persist, settle_freed and remove may be called by any; one of them is at work at a time. persist takes its
-// time and lets the others, for which somebody waits, go first. A thread of its own brings absent blocks home: those
-// that somebody waits for first, then all others.
+// time and lets the others, for which somebody waits, go first; in the background it lets every other persist go first
+// too, and keeps to a rate. A thread of its own brings absent blocks home: those that somebody waits for first, then
+// all others.
 #pragma once
 
 #include <array>
@@ -19,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "region/pace.h"
 #include "region/region_table.h"
 #include "store/store.h"
 
@@ -29,10 +31,17 @@ class Keeper {
   struct Options {
     std::string path;
     store::Store::Options store;
-    bool lazily = false;  ///< restored blocks come when they are asked for only
+    bool lazily = false;            ///< restored blocks come when they are asked for only
+    uint64_t bytes_per_second = 0;  ///< what is put in the background at most; 0: as much as there is
   };
   using Piece = RegionServer::Piece;
   using Progress = RegionServer::PersistProgress;
+  struct Job {
+    std::vector<Piece> pieces{};  ///< none: everything
+    /// Of this incarnation nobody writes any more and nobody will (else 0): what is stored is then known to be exact.
+    uint64_t ending = 0;
+    bool background = false;  ///< nobody waits for it
+  };
 
   static std::unique_ptr<Keeper> open(const Options& options, RegionTable& regions, MemoryAccount& account,
                                       std::string& error);
@@ -46,10 +55,10 @@ class Keeper {
 
   /// The incarnation whose memory was stored as it was last acknowledged, all of it; 0: that is not so.
   uint64_t ended_incarnation() const { return store_->life(); }
-  /// These regions (all, if none are named) as they are now, durable when it answers ok. `ending`: of this incarnation
-  /// nobody writes any more and nobody will (else 0): what is stored is then known to be exact.
-  store::Verdict persist(std::vector<uint64_t> regions, uint64_t ending,
-                         const std::function<void(const Progress&)>& tell);
+  /// What is meant, as it is now (in the background: as it was at some moment since), durable when it answers ok.
+  store::Verdict persist(const Job& job, const std::function<void(const Progress&)>& tell);
+  /// What is under way in the background comes to an early end.
+  void end_background();
   /// What was punched of regions that are in the store is punched there too, durably.
   store::Verdict settle_freed(const std::vector<Piece>& pieces);
   store::Verdict remove(const std::vector<uint64_t>& regions);
@@ -65,13 +74,22 @@ class Keeper {
     uint64_t first = 0;
     std::vector<uint8_t> bytes;
   };
+  enum class Halt : uint8_t { no, gone, interrupted };
   /// Of one persist().
   struct Pass {
     std::unique_lock<std::mutex> guard;  // of jobs_lock_
-    const bool ending;
+    const Job& job;
     const std::function<void(const Progress&)>& tell;
     Progress progress{};
+    Halt halt = Halt::no;
+    uint64_t reached = 0;      // interrupted before this block
+    uint64_t resume_ns = 0;    // for what was put it is to wait until then
+    uint64_t paced_bytes = 0;  // of persisted_bytes_, what was counted for that
+    uint64_t rested_ns = 0, committed_ns = 0;
   };
+  /// Of blocks: first, and the one behind the last.
+  using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+  class Asked;
   /// The lock for what persist() lets go first.
   class Urgent {
    public:
@@ -82,11 +100,16 @@ class Keeper {
     Keeper& keeper_;
   };
 
-  Keeper(std::unique_ptr<store::Store> store, bool lazily, RegionTable& regions, MemoryAccount& account);
+  Keeper(std::unique_ptr<store::Store> store, const Options& options, RegionTable& regions, MemoryAccount& account);
   void restore_records(Region& region);
-  store::Verdict persist_region(Region& region, Pass& pass);
+  std::vector<std::pair<std::shared_ptr<Region>, Ranges>> choose(const Job& job) const;
+  store::Verdict persist_region(Region& region, const Ranges& ranges, Pass& pass);
+  store::Verdict persist_range(Region& region, uint64_t first, uint64_t end, Pass& pass);
+  static void give_back(Region& region, const Region::Changes& changes, uint64_t from);
   store::Verdict put_blocks(Region& region, const Region::Changes& changes, Pass& pass);
-  store::Verdict give_way(Region& region, Run& run, Pass& pass, bool& is_gone);
+  store::Verdict give_way(Region& region, Run& run, uint64_t block, Pass& pass);
+  bool others_go_first(bool background) const;
+  void rest(Pass& pass);
   store::Verdict put_one(Region& region, uint64_t block, bool unseen, Run& run);
   store::Verdict flush(Region& region, Run& run);
   store::Verdict put_records(Region& region);
@@ -102,7 +125,10 @@ class Keeper {
 
   std::mutex jobs_lock_;  // one of persist, settle_freed, remove
   std::atomic<unsigned> urgent_{0};
+  std::atomic<unsigned> asked_{0};  // persists that somebody waits for
+  std::atomic<bool> background_ended_{false};
   std::condition_variable none_urgent_;
+  Pace pace_;  // guarded by jobs_lock_
   /// Of blocks of regions that are written without marks: what was put last. Guarded by jobs_lock_.
   std::unordered_map<uint64_t, std::vector<uint64_t>> hashes_;
   std::unordered_map<uint64_t, uint64_t> record_hashes_;

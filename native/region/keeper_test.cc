@@ -18,27 +18,29 @@ namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kRegionBytes = 256 * kMiB;  // persist() tells its progress every 64 MiB
+constexpr uint64_t kSmallBytes = 24 * kMiB;
 
 /// A region full of bytes, and a keeper with a store of its own.
 struct Kept {
-  Kept() {
+  explicit Kept(uint64_t bytes = kRegionBytes) {
     char made[] = "/tmp/extmem-keeper-XXXXXX";
     REQUIRE(mkdtemp(made) != nullptr);
     folder = made;
     open_again();
     Status status = Status::ok;
-    region = Region::create({.id = 1, .bytes = kRegionBytes, .thin = false, .kept = true}, account, status);
+    region = Region::create({.id = 1, .bytes = bytes, .thin = false, .kept = true}, account, status);
     REQUIRE(status == Status::ok);
     const std::vector<uint8_t> data(kMiB, 7);
-    for (uint64_t at = 0; at < kRegionBytes; at += kMiB) REQUIRE(region->write(at, data)->status == Status::ok);
+    for (uint64_t at = 0; at < bytes; at += kMiB) REQUIRE(region->write(at, data)->status == Status::ok);
     regions.insert(region);
   }
   ~Kept() { std::filesystem::remove_all(folder); }
 
-  void open_again() {
+  void open_again(uint64_t bytes_per_second = 0) {
     std::string error;
     keeper.reset();
-    keeper = Keeper::open({.path = folder.string(), .store = {}}, regions, account, error);
+    keeper = Keeper::open({.path = folder.string(), .store = {}, .bytes_per_second = bytes_per_second}, regions,
+                          account, error);
     REQUIRE_MESSAGE(keeper != nullptr, error);
   }
   /// Persists; when a quarter is done, `free` is, and `settle` begins on another thread. Answers whether that was over
@@ -46,7 +48,7 @@ struct Kept {
   bool persist_beside(const std::function<void()>& free, const std::function<store::Verdict()>& settle) {
     std::atomic<bool> begun{false}, done{false};
     std::thread other;
-    const auto verdict = keeper->persist({}, 0, [&](const Keeper::Progress&) {
+    const auto verdict = keeper->persist({}, [&](const Keeper::Progress&) {
       if (other.joinable()) return;
       other = std::thread([&] {
         free();
@@ -61,6 +63,19 @@ struct Kept {
     other.join();
     CHECK_MESSAGE(verdict.ok(), verdict.why);
     return was_first;
+  }
+
+  /// What the store has there, after a start.
+  uint8_t restored_byte(uint64_t offset) {
+    open_again();
+    regions.remove(1);
+    REQUIRE(keeper->restore().size() == 1);
+    keeper->start();
+    std::array<uint8_t, 1> byte;
+    for (;;) {  // it is fetched
+      if (auto outcome = regions.find(1)->read(offset, byte)) return byte[0];
+      std::this_thread::yield();
+    }
   }
 
   std::filesystem::path folder;
@@ -106,7 +121,7 @@ TEST_CASE("a region that is destroyed while it is persisted is not in the store 
 TEST_CASE(
     "of what clients store themselves, only the chunks that they marked are looked at, and at the end everything") {
   Kept kept;
-  REQUIRE(kept.keeper->persist({}, 0, nullptr).ok());
+  REQUIRE(kept.keeper->persist({}, nullptr).ok());
   const auto given = kept.region->hand_over(1, {.rights = 3});
   REQUIRE(given->fd);
   auto map = WrittenMap::open(UniqueFd(dup(given->written.get())));
@@ -117,7 +132,7 @@ TEST_CASE(
   };
   auto persisted = [&](uint64_t ending) {
     const uint64_t before = kept.keeper->status().persisted_bytes;
-    CHECK(kept.keeper->persist({}, ending, nullptr).ok());
+    CHECK(kept.keeper->persist({.ending = ending}, nullptr).ok());
     return kept.keeper->status().persisted_bytes - before;
   };
   store_at(10 * kMiB);
@@ -132,4 +147,63 @@ TEST_CASE(
   CHECK(persisted(1) == kRegionBytes - protocol::kLendBytes);
   store_at(200 * kMiB);
   CHECK(persisted(1) == BlockState::kBytes);
+}
+
+TEST_CASE("of pieces, only the blocks that they touch are put; the rest keeps its marks") {
+  Kept kept(kSmallBytes);
+  auto persisted = [&](const Keeper::Job& job) {
+    const uint64_t before = kept.keeper->status().persisted_bytes;
+    CHECK(kept.keeper->persist(job, nullptr).ok());
+    return kept.keeper->status().persisted_bytes - before;
+  };
+  const Keeper::Job job{.pieces = {{1, 10 * kMiB + 5, 1}, {1, 20 * kMiB - 1, 2}, {2, 0, kMiB}, {1, kMiB, 0}}};
+  CHECK(persisted(job) == 3 * BlockState::kBytes);
+  CHECK(persisted(job) == 0);
+  CHECK(persisted({.pieces = {{1, 23 * kMiB, UINT64_MAX}}}) == kMiB);
+  CHECK(persisted({}) == kSmallBytes - kMiB - 3 * BlockState::kBytes);
+}
+
+TEST_CASE("of pieces that clients write themselves too, the chunks that were marked are looked at") {
+  Kept kept(kSmallBytes);
+  REQUIRE(kept.keeper->persist({}, nullptr).ok());
+  const auto given = kept.region->hand_over(1, {.rights = 3});
+  REQUIRE(given->fd);
+  auto map = WrittenMap::open(UniqueFd(dup(given->written.get())));
+  for (uint64_t offset : {2 * kMiB, 14 * kMiB, 20 * kMiB}) {
+    const uint8_t byte = 9;
+    REQUIRE(pwrite(given->fd.get(), &byte, 1, static_cast<off_t>(offset)) == 1);
+    map->mark(offset, 1);
+  }
+  REQUIRE(kept.keeper->persist({.pieces = {{1, 14 * kMiB, 4096}}}, nullptr).ok());
+  CHECK(kept.region->take_written() == std::vector<uint64_t>{1, 10});
+  CHECK(kept.restored_byte(14 * kMiB) == 9);
+}
+
+TEST_CASE(
+    "in the background it keeps to its rate, lets those go first for whom somebody waits, and hides nothing from "
+    "them") {
+  Kept kept(kSmallBytes);
+  kept.open_again(kMiB);  // at which all of it would take half a minute
+  store::Verdict verdict;
+  std::thread background([&] { verdict = kept.keeper->persist({.background = true}, nullptr); });
+  while (kept.keeper->status().persisted_bytes == 0) std::this_thread::yield();
+  // It has taken the marks of everything by now.
+  CHECK(kept.keeper->persist({.pieces = {{1, 20 * kMiB, 4096}}}, nullptr).ok());
+  CHECK(kept.keeper->status().persisted_bytes < kSmallBytes);
+  kept.keeper->end_background();
+  background.join();
+  CHECK_MESSAGE(verdict.ok(), verdict.why);
+  CHECK(kept.keeper->persist({}, nullptr).ok());
+  CHECK(kept.keeper->status().persisted_bytes == kSmallBytes);  // nothing twice
+  CHECK(kept.restored_byte(20 * kMiB) == 7);
+}
+
+TEST_CASE("a pace: what was taken is waited for, and of a rest a quarter of a second counts") {
+  constexpr uint64_t kSecond = 1'000'000'000;
+  Pace pace(1000);
+  CHECK(pace.take(250, 100 * kSecond) == 0);
+  CHECK(pace.take(500, 100 * kSecond) == kSecond / 2);
+  CHECK(pace.take(500, 101 * kSecond) == kSecond / 4);
+  CHECK(pace.take(1000, 200 * kSecond) == kSecond * 3 / 4);
+  CHECK(Pace(0).take(UINT64_MAX, 1) == 0);
 }

@@ -616,9 +616,10 @@ std::optional<Outcome> Region::remove_record(uint64_t ino) {
 }
 
 /// What is lent for one-sided access may be written without notice, or the notice may still be on its way.
-void Region::append_lent(std::vector<uint64_t>& into) {
+void Region::append_lent(std::vector<uint64_t>& into, uint64_t first, uint64_t end) {
   std::lock_guard guard(lent_lock_);
   for (auto& [number, loans] : lent_) {
+    if (number < first || number >= end) continue;
     if (std::any_of(loans.begin(), loans.end(), [](auto& one) { return !one.chunk.expired(); })) into.push_back(number);
   }
 }
@@ -630,15 +631,21 @@ void Region::append_records(std::vector<RecordInfo>& into) const {
 
 // ---- for the keeper
 
-Region::Changes Region::begin_persist() {
+Region::Changes Region::begin_persist(uint64_t first, uint64_t end) {
   // While nobody is in the middle of a write: whoever writes afterwards leaves a new mark.
   Exclusive exclusive(*this);
   Changes changes{.blocks = {}, .unseen = unseen_.load(), .chunks = {}, .bytes = destroyed_ ? 0 : bytes_};
-  for (uint64_t block = 0; block < blocks_->blocks(); ++block) {
-    if (blocks_->take_changed(block)) changes.blocks.push_back(block);
+  end = std::min(end, blocks_->blocks());
+  blocks_->take_changed(first, end, changes.blocks);
+  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
+  uint64_t first_chunk = first / kChunkBlocks, end_chunk = (end + kChunkBlocks - 1) / kChunkBlocks;
+  if (!changes.unseen) {
+    // Only blocks are looked at: a chunk that they are but a part of is still marked when clients write by themselves.
+    first_chunk = (first + kChunkBlocks - 1) / kChunkBlocks;
+    if (end < blocks_->blocks()) end_chunk = end / kChunkBlocks;
   }
-  append_lent(changes.chunks);  // first: a loan that ends now leaves its mark
-  written_.load(std::memory_order_acquire)->take(changes.chunks);
+  append_lent(changes.chunks, first_chunk, end_chunk);  // first: a loan that ends now leaves its mark
+  written_.load(std::memory_order_acquire)->take(changes.chunks, first_chunk, end_chunk);
   std::sort(changes.chunks.begin(), changes.chunks.end());
   changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());
   return changes;

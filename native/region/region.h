@@ -113,14 +113,15 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   BlockState* blocks() { return blocks_.get(); }
   /// Who needs an absent block asks by this; set before anybody else knows the region.
   std::function<void(Region& region, uint64_t block)> on_absent;
-  /// Takes the marks of what has changed so far. `unseen`: clients may have written by themselves, in these chunks too.
+  /// Takes the marks of what has changed so far, of blocks from `first` up to `end`. `unseen`: clients may have written
+  /// by themselves, in these chunks too.
   struct Changes {
     std::vector<uint64_t> blocks;
     bool unseen = false;
     std::vector<uint64_t> chunks{};  ///< kLendBytes, in order; all blocks are in them
     uint64_t bytes = 0;
   };
-  Changes begin_persist();
+  Changes begin_persist(uint64_t first = 0, uint64_t end = UINT64_MAX);
   /// A block as it is at some moment in between: page by page as somebody wrote it. Padded with zeros; false: gone.
   bool copy_block(uint64_t block, std::span<uint8_t> into);
   /// The first block from there on that has memory.
@@ -146,7 +147,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   bool move_to_fresh(uint64_t bytes, bool others_hold);
   void end_lending(uint64_t offset, uint64_t bytes);
   bool is_lent(uint64_t number);
-  void append_lent(std::vector<uint64_t>& into);
+  void append_lent(std::vector<uint64_t>& into, uint64_t first, uint64_t end);
   Status clear_within_chunk(uint64_t offset, uint64_t bytes);
   Status free_memory(uint64_t offset, uint64_t bytes);
   void destroy_held();

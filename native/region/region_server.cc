@@ -52,8 +52,12 @@ class Server final : public RegionServer {
   uint64_t incarnation() const override { return service_.incarnation; }
   const std::vector<RestoredRegion>& restored() const override { return restored_; }
   std::optional<StoreStatus> store_status() const override;
-  std::string persist(const std::vector<uint64_t>& regions,
+  std::string persist(const std::vector<Piece>& pieces,
                       const std::function<void(const PersistProgress&)>& tell) override;
+  std::string persist_in_background() override;
+  void end_background() override {
+    if (keeper_) keeper_->end_background();
+  }
   std::string persist_last(const std::function<void(const PersistProgress&)>& tell) override;
   std::string settle_freed(const std::vector<Piece>& pieces) override;
   std::string settle_destroyed(const std::vector<uint64_t>& regions) override;
@@ -111,7 +115,10 @@ bool Server::open(const Options& options, std::string& error) {
 }
 
 bool Server::open_store(const StoreOptions& options, std::string& error) {
-  Keeper::Options asked{.path = options.path, .store = {.limit_bytes = options.limit_bytes}, .lazily = options.lazily};
+  Keeper::Options asked{.path = options.path,
+                        .store = {.limit_bytes = options.limit_bytes},
+                        .lazily = options.lazily,
+                        .bytes_per_second = options.bytes_per_second};
   asked.store.codec.compress = options.compress;
   if (!options.key.empty()) {
     auto& key = asked.store.codec.key.emplace();
@@ -305,9 +312,12 @@ std::optional<StoreStatus> Server::store_status() const {
   return keeper_ ? std::optional(keeper_->status()) : std::nullopt;
 }
 
-std::string Server::persist(const std::vector<uint64_t>& regions,
-                            const std::function<void(const PersistProgress&)>& tell) {
-  return keeper_ ? keeper_->persist(regions, 0, tell).why : "there is no backing store";
+std::string Server::persist(const std::vector<Piece>& pieces, const std::function<void(const PersistProgress&)>& tell) {
+  return keeper_ ? keeper_->persist({.pieces = pieces}, tell).why : "there is no backing store";
+}
+
+std::string Server::persist_in_background() {
+  return keeper_ ? keeper_->persist({.background = true}, nullptr).why : "there is no backing store";
 }
 
 std::string Server::persist_last(const std::function<void(const PersistProgress&)>& tell) {
@@ -315,7 +325,8 @@ std::string Server::persist_last(const std::function<void(const PersistProgress&
   for (auto& thread : threads_) thread->stop();
   // Whoever was given memory on this host writes there no more.
   for (auto& region : service_.regions.all()) region->end_writing();
-  return keeper_->persist({}, service_.incarnation, tell).why;
+  keeper_->end_background();
+  return keeper_->persist({.ending = service_.incarnation}, tell).why;
 }
 
 std::string Server::settle_freed(const std::vector<Piece>& pieces) {
@@ -327,6 +338,7 @@ std::string Server::settle_destroyed(const std::vector<uint64_t>& regions) {
 }
 
 void Server::close() {
+  end_background();
   if (keeper_) keeper_->stop();
   for (auto& thread : threads_) thread->stop();
   threads_.clear();

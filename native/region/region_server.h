@@ -78,8 +78,9 @@ class RegionServer {
     std::string path;  ///< empty: none
     uint64_t limit_bytes = 0;
     bool compress = false;
-    std::vector<uint8_t> key;  ///< 32 bytes, or none
-    bool lazily = false;       ///< restored blocks come only when they are asked for
+    std::vector<uint8_t> key;       ///< 32 bytes, or none
+    bool lazily = false;            ///< restored blocks come only when they are asked for
+    uint64_t bytes_per_second = 0;  ///< persist_in_background() puts no more; 0: no limit
   };
   struct Piece {
     uint64_t region, offset, bytes;
@@ -151,9 +152,14 @@ class RegionServer {
   virtual uint64_t incarnation() const = 0;
   virtual const std::vector<RestoredRegion>& restored() const = 0;
   virtual std::optional<StoreStatus> store_status() const = 0;
-  virtual std::string persist(const std::vector<uint64_t>& regions,
+  /// These pieces, or everything if none are named. While a job is under way in the background, on another thread, it
+  /// goes first.
+  virtual std::string persist(const std::vector<Piece>& pieces,
                               const std::function<void(const PersistProgress&)>& tell) = 0;
-  /// Nobody is served from now on; everything as it was last acknowledged.
+  virtual std::string persist_in_background() = 0;
+  /// Now, and for good.
+  virtual void end_background() = 0;
+  /// Nobody is served from now on; everything as it was last acknowledged. Ends what is under way in the background.
   virtual std::string persist_last(const std::function<void(const PersistProgress&)>& tell) = 0;
   /// After punch_region and destroy_region: the same in the store, before anybody is told that it was done.
   virtual std::string settle_freed(const std::vector<Piece>& pieces) = 0;

@@ -394,10 +394,10 @@ class Member implements Appliance {
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
         return this.settled(this.keeping?.freed(pieces));
       }),
-      persist: on((_server, { regions }) => {
+      persist: on((_server, { pieces }) => {
         if (this.keeping === undefined)
           throw new ExtmemError('ENOTSUP', `appliance ${this.id} has no backing store; start it with --store`);
-        return this.settled(this.keeping.persist(regions));
+        return this.settled(this.keeping.persist(pieces));
       }),
       fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
       setAccess: on(async (server, { regions, keep }) => {

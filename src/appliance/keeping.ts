@@ -18,6 +18,8 @@ export interface StoreSettings {
   lazily: boolean;
   /** Changed pages are persisted in the background, so often. */
   continuouslyMs?: number | undefined;
+  /** And no faster than this. */
+  bytesPerSecond?: number | undefined;
   /** How long the battery lasts that persisting at a power failure runs on. */
   batterySeconds?: number | undefined;
 }
@@ -35,7 +37,8 @@ export class Keeping {
   private warnedAt = -Infinity;
   private toldAt = 0;
   private failure = '';
-  private readonly persisting = new Set<readonly number[]>();
+  private ending = false;
+  private readonly persisting = new Set<readonly RegionPiece[]>();
 
   constructor(
     private readonly settings: StoreSettings,
@@ -43,12 +46,13 @@ export class Keeping {
   ) {}
 
   options(): RegionStoreOptions {
-    const { path, limitBytes, compress, key, lazily } = this.settings;
+    const { path, limitBytes, compress, key, lazily, bytesPerSecond = 0 } = this.settings;
     return {
       path,
       limitBytes,
       compress,
       lazily,
+      bytesPerSecond,
       ...(key === undefined ? {} : { key }),
       onProgress: (done, total) => this.tell(done, total),
     };
@@ -68,17 +72,17 @@ export class Keeping {
   }
 
   /** [] means all. */
-  async persist(regions: number[]): Promise<void> {
-    this.persisting.add(regions);
+  async persist(pieces: RegionPiece[]): Promise<void> {
+    this.persisting.add(pieces);
     try {
-      await this.server?.persist(regions);
+      await this.server?.persist(pieces);
     } finally {
-      this.persisting.delete(regions);
+      this.persisting.delete(pieces);
     }
   }
 
   isPersisting(region: number): boolean {
-    return [...this.persisting].some((regions) => regions.length === 0 || regions.includes(region));
+    return [...this.persisting].some((pieces) => pieces.length === 0 || pieces.some((piece) => piece.region === region));
   }
 
   async freed(pieces: readonly RegionPiece[]): Promise<void> {
@@ -91,14 +95,15 @@ export class Keeping {
 
   /** Nobody is served from here on; everything is persisted. What fails is told, and what was persisted before stays. */
   async finish(): Promise<void> {
+    this.ending = true;
     clearTimeout(this.timer);
-    await this.working;
     const { server } = this;
     if (server === undefined) return;
     const began = performance.now();
     this.log.info({ bytes: server.memory().residentBytes }, 'persisting everything before the end');
     try {
       await server.persistLast();
+      await this.working;
       this.log.info({ seconds: Math.round(performance.now() - began) / 1000 }, 'everything is persisted');
     } catch (error) {
       this.log.error(
@@ -110,7 +115,7 @@ export class Keeping {
 
   describe(): StoreInfo {
     const status = this.server?.storeStatus();
-    const { batterySeconds, continuouslyMs } = this.settings;
+    const { batterySeconds, continuouslyMs, bytesPerSecond } = this.settings;
     const nsPerMebibyte = (status?.nsPerMebibyte ?? 0) || ASSUMED_NS_PER_MEBIBYTE;
     const persistSeconds = Math.round(((this.server?.memory().residentBytes ?? 0) / 2 ** 20) * nsPerMebibyte * 1e-7) / 100;
     this.warnOfBattery(persistSeconds);
@@ -121,6 +126,7 @@ export class Keeping {
       damagedPages: status?.damagedPages ?? 0,
       persistSeconds,
       ...(continuouslyMs === undefined ? {} : { lagSeconds: Math.round(performance.now() - this.persistedAt) / 1000 }),
+      ...(continuouslyMs === undefined || bytesPerSecond === undefined ? {} : { bytesPerSecond }),
       ...(batterySeconds === undefined ? {} : { batterySeconds }),
       broken: (status?.broken ?? '') || this.failure,
     };
@@ -128,7 +134,9 @@ export class Keeping {
 
   private persistAgain(intervalMs: number): void {
     const began = performance.now();
-    this.working = this.persist([]).then(
+    const all: RegionPiece[] = [];
+    this.persisting.add(all);
+    this.working = Promise.resolve(this.server?.persistInBackground()).then(
       () => {
         this.persistedAt = began;
         this.failure = '';
@@ -140,7 +148,8 @@ export class Keeping {
       },
     );
     void this.working.then(() => {
-      this.timer = setTimeout(() => this.persistAgain(intervalMs), intervalMs);
+      this.persisting.delete(all);
+      if (!this.ending) this.timer = setTimeout(() => this.persistAgain(intervalMs), intervalMs);
     });
   }
 

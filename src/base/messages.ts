@@ -79,6 +79,7 @@ export const StoreInfo = Type.Object({
   damagedPages: Type.Integer(),
   persistSeconds: Type.Number(), // what it takes to persist everything, as estimated
   lagSeconds: Type.Optional(Type.Number()), // persisted continuously: since the last time that all was
+  bytesPerSecond: Type.Optional(Type.Number()), // persisted continuously: no faster
   batterySeconds: Type.Optional(Type.Number()),
   broken: Type.String(), // why nothing is persisted any more; else ''
 });
@@ -515,8 +516,9 @@ export const appliancePushes = {
   resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
   destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
-  /** Answered when these regions are durable as they are now. ENOTSUP: there is no backing store; ESTORE: it fails, or is full. */
-  persist: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
+  /** Answered when these pieces, or everything if none are named, are durable as they are now. ENOTSUP: there is no backing store;
+   *  ESTORE: it fails, or is full. */
+  persist: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
   /** All clients that are dead, not only those that died since. */
   fence: operation(Type.Object({ dead: ClientRanges }), Empty),
   /** Capabilities of older versions are void, and what was handed out by them is taken back when this is answered, but for that

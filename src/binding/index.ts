@@ -48,6 +48,7 @@ export interface RegionStoreOptions {
   compress: boolean;
   key?: Uint8Array; // 32 bytes: what is stored is encrypted
   lazily: boolean; // what was restored comes from the store only when somebody asks for it
+  bytesPerSecond: number; // what is put there in the background at most; 0: no limit
   onProgress(doneBytes: number, totalBytes: number): void; // of persisting
 }
 export interface StoreStatus {
@@ -88,9 +89,11 @@ export interface RegionServer {
   /** Regions that came out of the backing store; exact: with all that was ever acknowledged. */
   restored(): { region: number; bytes: number; exact: boolean }[];
   storeStatus(): StoreStatus | undefined;
-  /** These regions, or all when none are named: resolves when they are durable. Rejects with ESTORE. */
-  persist(regions: number[]): Promise<void>;
-  /** Nobody is served from now on; all regions as they were last acknowledged. */
+  /** These pieces, or everything when none are named: resolves when they are durable. Rejects with ESTORE. */
+  persist(pieces: { region: number; offset: number; length: number }[]): Promise<void>;
+  /** Everything that has changed, while whatever somebody waits for goes first. */
+  persistInBackground(): Promise<void>;
+  /** Nobody is served from now on; all regions as they were last acknowledged. What is under way in the background ends early. */
   persistLast(): Promise<void>;
   /** What was punched, or destroyed, is so in the backing store too when this resolves. */
   settleFreed(pieces: { region: number; offset: number; length: number }[]): Promise<void>;

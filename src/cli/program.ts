@@ -19,6 +19,7 @@ const storeSettings = [
   'restore',
   'persist',
   'persistInterval',
+  'persistRate',
   'batterySeconds',
   'upsCommand',
 ] as const;

@@ -138,7 +138,9 @@ function storeOf(settings: Settings): StoreSettings | undefined {
     compress: settings.required('storeCompression') === 'zstd',
     ...(key === undefined ? {} : { key: Buffer.from(key, 'hex') }),
     lazily: settings.required('restore') === 'lazily',
-    ...(settings.required('persist') === 'continuously' ? { continuouslyMs: settings.required('persistInterval') } : {}),
+    ...(settings.required('persist') === 'continuously'
+      ? { continuouslyMs: settings.required('persistInterval'), bytesPerSecond: settings.optional('persistRate') }
+      : {}),
     batterySeconds: settings.optional('batterySeconds'),
   };
 }

@@ -139,6 +139,7 @@ export const settings = {
     'continuously: rest between two rounds, in ms',
     '1000',
   ),
+  persistRate: setting('--persist-rate <size>', 'EXTMEM_PERSIST_RATE', parseSize, 'continuously: no more than so much a second, as in 20M'),
   batterySeconds: setting(
     '--battery-seconds <count>',
     'EXTMEM_BATTERY_SECONDS',

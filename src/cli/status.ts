@@ -82,8 +82,9 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
 function printStores(appliances: ClusterStatus['appliances']): void {
   const rows = appliances.flatMap(({ id, store }) => {
     if (store === undefined) return [];
-    const { usedBytes, absentBytes, damagedPages, persistSeconds, lagSeconds, batterySeconds, broken } = store;
+    const { usedBytes, absentBytes, damagedPages, persistSeconds, lagSeconds, bytesPerSecond, batterySeconds, broken } = store;
     const late = batterySeconds !== undefined && persistSeconds > batterySeconds ? ` (the battery lasts ${batterySeconds} s)` : '';
+    const rate = bytesPerSecond === undefined ? '' : ` (at most ${formatSize(bytesPerSecond)}/s)`;
     const state = broken !== '' ? `FAILED: ${broken}` : damagedPages > 0 ? `${damagedPages} pages are damaged` : 'ok';
     return [
       [
@@ -91,7 +92,7 @@ function printStores(appliances: ClusterStatus['appliances']): void {
         formatSize(usedBytes),
         formatSize(absentBytes),
         `${persistSeconds} s${late}`,
-        lagSeconds === undefined ? '-' : `${lagSeconds} s`,
+        lagSeconds === undefined ? '-' : `${lagSeconds} s${rate}`,
         state,
       ],
     ];

@@ -7,8 +7,9 @@
  * Owner: the event loop.
  */
 import { ExtmemError } from '../base/errors.js';
-import { decodeRecord } from '../base/file_record.js';
+import { decodeRecord, pieces } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
+import type { RegionPiece } from '../base/messages.js';
 import type { Appliances } from './appliances.js';
 import type { Files } from './files.js';
 import type { Inode } from './inode.js';
@@ -30,15 +31,14 @@ export class Persistence {
   /** What the appliances have of these files is durable when this resolves. */
   async persistFiles(inos: readonly number[]): Promise<void> {
     const { store, files } = this.parts;
-    const ids = new Set(inos.flatMap((ino) => [...files.regionIds(files.extents(store, ino))]));
-    await this.persistRegions([...ids]);
+    await this.persistPieces(pieces({ extents: inos.flatMap((ino) => files.extents(store, ino)) }));
   }
 
   /** Everything on every appliance that has a backing store. Answers which those are. */
   async persistAll(): Promise<string[]> {
     const meant = this.parts.appliances.up().filter(({ info }) => info.store !== undefined);
     if (meant.length === 0) throw new ExtmemError('ENOTSUP', 'no appliance that is up has a backing store; start one with --store');
-    await Promise.all(meant.map((appliance) => this.parts.appliances.call(appliance, 'persist', { regions: [] }, times.persistMs)));
+    await Promise.all(meant.map((appliance) => this.parts.appliances.call(appliance, 'persist', { pieces: [] }, times.persistMs)));
     return meant.map(({ id }) => id);
   }
 
@@ -89,19 +89,21 @@ export class Persistence {
     await this.parts.store.transact((tx) => tx.remove(keys.behind(ino)));
   }
 
-  private async persistRegions(ids: readonly number[]): Promise<void> {
+  private async persistPieces(meant: readonly RegionPiece[]): Promise<void> {
     const { regions, appliances } = this.parts;
-    const byAppliance = new Map<string, number[]>();
-    for (const id of ids) {
-      const row = regions.get(id)?.row;
-      if (row === undefined || row.lost) throw new ExtmemError('EIO', `region ${id} is lost: it cannot be persisted`);
-      byAppliance.set(row.appliance, [...(byAppliance.get(row.appliance) ?? []), id]);
+    const byAppliance = new Map<string, RegionPiece[]>();
+    for (const piece of meant) {
+      const row = regions.get(piece.region)?.row;
+      if (row === undefined || row.lost) throw new ExtmemError('EIO', `region ${piece.region} is lost: it cannot be persisted`);
+      const some = byAppliance.get(row.appliance);
+      if (some === undefined) byAppliance.set(row.appliance, [piece]);
+      else some.push(piece);
     }
     await Promise.all(
       [...byAppliance].map(async ([id, some]) => {
         const appliance = appliances.get(id);
         if (appliance === undefined) throw new ExtmemError('EIO', `appliance ${id} is gone`);
-        await appliances.call(appliance, 'persist', { regions: some }, times.persistMs);
+        await appliances.call(appliance, 'persist', { pieces: some }, times.persistMs);
       }),
     );
   }

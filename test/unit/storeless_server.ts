@@ -16,6 +16,9 @@ export class StorelessServer {
   persist(): Promise<void> {
     return Promise.resolve();
   }
+  persistInBackground(): Promise<void> {
+    return this.persist();
+  }
   persistLast(): Promise<void> {
     return Promise.resolve();
   }

@@ -191,7 +191,7 @@ export class TestAppliance {
       }),
       listRecords: () => ({ records: this.records }),
       removeRecords: () => done,
-      persist: ({ regions }) => (this.events.push(`persist ${regions.join(' ')}`), done),
+      persist: ({ pieces }) => (this.events.push(`persist ${pieces.map(({ region }) => region).join(' ')}`), done),
     };
     const dispatch = <Name extends keyof typeof usual>(name: Name): (typeof usual)[Name] =>
       ((ask: never) => (this.override[name] ?? usual[name])(ask)) as (typeof usual)[Name];
