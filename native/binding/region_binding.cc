@@ -216,9 +216,30 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
       one.Set("absentBytes", from_u64(env, regions[index].absent_bytes));
       one.Set("damagedPages", from_u64(env, regions[index].damaged_pages));
       one.Set("accessVersion", from_u64(env, regions[index].access_version));
+      one.Set("usage", usage_of(env, regions[index]));
       list.Set(index, one);
     }
     return list;
+  }
+
+  static Napi::Value usage_of(Napi::Env env, const region::RegionInfo& region) {
+    const region::RegionUsage& usage = region.usage;
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("operations", from_u64(env, usage.operations));
+    object.Set("bytesRead", from_u64(env, usage.bytes_read));
+    object.Set("bytesWritten", from_u64(env, usage.bytes_written));
+    object.Set("toldChunks", from_u64(env, usage.told_chunks));
+    object.Set("lastAccessMs", from_u64(env, usage.last_access_ms));
+    object.Set("given", Napi::Boolean::New(env, region.given));
+    Napi::Array hot = Napi::Array::New(env, usage.hot.size());
+    for (uint32_t index = 0; index < usage.hot.size(); ++index) {
+      Napi::Object one = Napi::Object::New(env);
+      one.Set("offset", from_u64(env, usage.hot[index].offset));
+      one.Set("heat", Napi::Number::New(env, usage.hot[index].heat));
+      hot.Set(index, one);
+    }
+    object.Set("hot", hot);
+    return object;
   }
 
   Napi::Value list_records(const Napi::CallbackInfo& info) {

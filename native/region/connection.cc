@@ -341,7 +341,7 @@ Connection::Step Connection::serve_read(const RequestHeader& header) {
   if (!outcome) return Step::busy;
   consume(sizeof header);
   if (outcome->status != Status::ok) return answer(header, *outcome);
-  service_.bytes_read.fetch_add(header.length, std::memory_order_relaxed);
+  service_.note_read(*attached->region(), header);
   answer(header, *outcome, header.length);
   if (copied) {
     out_end_ += header.length;
@@ -560,7 +560,7 @@ Connection::Step Connection::finish_payload() {
     incoming_.status = outcome->status;
     incoming_.epoch = outcome->epoch;
   } else if (incoming_.status == Status::ok) {
-    service_.bytes_written.fetch_add(incoming_.header.length, std::memory_order_relaxed);
+    service_.note_written(*incoming_.region, incoming_.header);
   }
   const RequestHeader header = incoming_.header;
   const Outcome outcome{.status = incoming_.status, .epoch = incoming_.epoch};

@@ -132,7 +132,8 @@ Region::Region(const Shape& shape, MemoryAccount& account, UniqueFd fd, std::uni
       fd_(std::move(fd)),
       bytes_(shape.bytes),
       written_(written.get()),
-      blocks_(shape.kept ? std::make_unique<BlockState>(shape.bytes) : nullptr) {
+      blocks_(shape.kept ? std::make_unique<BlockState>(shape.bytes) : nullptr),
+      usage_(shape.bytes) {
   written_maps_.push_back(std::move(written));
 }
 
@@ -300,6 +301,7 @@ std::optional<Outcome> Region::update_word(uint64_t offset, uint64_t operand, co
   if (!use) return std::nullopt;
   if (auto checked = check(offset, sizeof operand, false); !checked || checked->status != Status::ok) return checked;
   if (offset % sizeof operand != 0) return outcome(Status::bad_request);
+  usage_.note_written(offset, sizeof operand);
   std::lock_guard guard(atomics_lock_);
   uint64_t old = 0;
   if (pread(fd_.get(), &old, sizeof old, static_cast<off_t>(offset)) != sizeof old) return outcome(Status::not_present);
@@ -330,6 +332,7 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, const Grant& 
   auto [holder, is_first] = holders_.try_emplace(client, grant);
   if (!is_first) holder->second = holder->second.sooner(grant);
   if (writable) unseen_.store(true);
+  given_.store(true, std::memory_order_relaxed);
   return HandOver{outcome(Status::ok), std::move(fd), std::move(written)};
 }
 
@@ -343,6 +346,7 @@ std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender&
     return Loan{.outcome = outcome(Status::out_of_range), .chunk = nullptr};
   if (thin_ || (blocks_ && !blocks_->settled())) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
   if (writable) unseen_.store(true);
+  given_.store(true, std::memory_order_relaxed);
   const uint64_t bytes = std::min<uint64_t>(protocol::kLendBytes, round_to_page(bytes_) - begin);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), static_cast<off_t>(begin));
   if (memory == MAP_FAILED) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
@@ -585,7 +589,9 @@ RegionInfo Region::info() const {
           .epoch = epoch_,
           .absent_bytes = absent,
           .damaged_pages = blocks_ ? blocks_->damaged_pages() : 0,
-          .access_version = access_version()};
+          .access_version = access_version(),
+          .given = given_.load(std::memory_order_relaxed),
+          .usage = usage_.seen()};
 }
 
 std::optional<Outcome> Region::put_record(uint64_t ino, std::vector<uint8_t>&& bytes) {
@@ -645,10 +651,21 @@ Region::Changes Region::begin_persist(uint64_t first, uint64_t end) {
     if (end < blocks_->blocks()) end_chunk = end / kChunkBlocks;
   }
   append_lent(changes.chunks, first_chunk, end_chunk);  // first: a loan that ends now leaves its mark
+  const size_t lent = changes.chunks.size();
   written_.load(std::memory_order_acquire)->take(changes.chunks, first_chunk, end_chunk);
+  if (changes.unseen) note_told(changes, std::span(changes.chunks).subspan(lent));
   std::sort(changes.chunks.begin(), changes.chunks.end());
   changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());
   return changes;
+}
+
+/// Messages mark blocks as well: where no block is marked, a client wrote by itself, and said so.
+void Region::note_told(const Changes& changes, std::span<const uint64_t> marked) {
+  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
+  for (uint64_t chunk : marked) {
+    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * kChunkBlocks);
+    if (block == changes.blocks.end() || *block / kChunkBlocks != chunk) usage_.note_told(chunk);
+  }
 }
 
 ssize_t Region::copy_once(uint64_t block, std::span<uint8_t> into) const {

@@ -84,6 +84,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   std::optional<Loan> lend(uint64_t number, bool writable, Lender& lender, std::weak_ptr<Borrower> borrower);
 
   // Any thread, lock-free.
+  Usage& usage() { return usage_; }
   uint32_t access_version() const { return access_version_.load(std::memory_order_acquire); }
   void mark_written(uint64_t offset, uint64_t bytes) override;
   /// The chunks (kLendBytes, by their numbers) that were written since this was last asked, or may have been. Of a
@@ -155,6 +156,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   std::optional<Outcome> check(uint64_t offset, uint64_t bytes, bool replaces);
   ssize_t copy_once(uint64_t block, std::span<uint8_t> into) const;
   bool cover_written(uint64_t bytes);
+  void note_told(const Changes& changes, std::span<const uint64_t> marked);
 
   const uint64_t id_;
   const bool thin_;
@@ -173,8 +175,10 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   const std::unique_ptr<BlockState> blocks_;  // null: there is no store
   /// A client was given writable memory, and its writes are not seen here.
   std::atomic<bool> unseen_{false};
+  std::atomic<bool> given_{false};  // or memory at all
 
   std::atomic<uint32_t> access_version_{0};
+  Usage usage_;
 
   std::mutex thin_lock_;  // one write at a time to a thin region: what it made resident is then known
   uint64_t thin_counted_ = 0;

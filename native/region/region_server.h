@@ -20,6 +20,7 @@
 #include "base/poll_window.h"
 #include "base/protocol.h"
 #include "region/link_table.h"
+#include "region/usage.h"
 
 namespace extmem::region {
 
@@ -32,6 +33,8 @@ struct RegionInfo {
   uint64_t absent_bytes;   ///< restored, and in the store only
   uint64_t damaged_pages;  ///< reads of them fail
   uint32_t access_version;
+  bool given;  ///< clients were given the memory itself: what they do there is not in `usage`, but for what they tell
+  RegionUsage usage{};
 };
 
 struct RecordInfo {

@@ -209,3 +209,34 @@ TEST_CASE("a newer grant does not keep what was handed over by an older one") {
   CHECK(pread(newer->fd.get(), &byte, 1, 0) == 0);
   CHECK(region->read(0, {&byte, 1})->status == Status::ok);
 }
+
+TEST_CASE("what is done with a region is counted: operations, bytes, the last access, and which chunks are hot") {
+  constexpr uint64_t kChunk = protocol::kLendBytes;
+  SimulatedTime time{.monotonic_ns = 1, .wall_ns = 1'700'000'000'000'000'000};
+  simulated_time.store(&time);
+  Usage usage(40 * kChunk + 1);
+  CHECK(usage.seen().last_access_ms == 0);
+  usage.note_read(40 * kChunk, 1);
+  for (int count = 0; count < 8; ++count) usage.note_written(3 * kChunk + 5, 4096);
+  usage.note_told(7);
+  usage.note_read(1'000 * kChunk, 10);  // what it has grown by: counted, but not how hot it is
+  auto seen = usage.seen();
+  CHECK(seen.operations == 10);
+  CHECK(seen.bytes_read == 11);
+  CHECK(seen.bytes_written == 8 * 4096);
+  CHECK(seen.told_chunks == 1);
+  CHECK(seen.last_access_ms == 1'700'000'000'000);
+  REQUIRE(seen.hot.size() == 3);
+  CHECK(seen.hot[0].offset == 3 * kChunk);
+  CHECK(seen.hot[0].heat == 8);
+  time.wall_ns += 2 * Usage::kHalfLifeMs * 1'000'000;
+  for (uint64_t chunk = 10; chunk < 10 + Usage::kHottest; ++chunk) {
+    for (int count = 0; count < 2; ++count) usage.note_read(chunk * kChunk, 1);
+  }
+  seen = usage.seen();
+  REQUIRE(seen.hot.size() == Usage::kHottest);
+  CHECK(std::all_of(seen.hot.begin(), seen.hot.end(), [](auto& one) { return one.heat == 2; }));
+  usage.note_read(12 * kChunk, 1);
+  CHECK(usage.seen().hot[0].offset == 12 * kChunk);
+  simulated_time.store(nullptr);
+}

@@ -58,6 +58,14 @@ struct Service {
     on_window(not_after_ms);
   }
   const std::function<void(uint64_t not_after_ms)> on_window;
+  void note_read(Region& region, const protocol::RequestHeader& header) {
+    bytes_read.fetch_add(header.length, std::memory_order_relaxed);
+    region.usage().note_read(header.offset, header.length);
+  }
+  void note_written(Region& region, const protocol::RequestHeader& header) {
+    bytes_written.fetch_add(header.length, std::memory_order_relaxed);
+    region.usage().note_written(header.offset, header.length);
+  }
   std::atomic<uint64_t> connections{0}, operations{0}, bytes_read{0}, bytes_written{0}, fenced_clients{0};
 
  private:

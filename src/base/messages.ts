@@ -454,6 +454,18 @@ export const applianceOperations = {
   goodbye: operation(Type.Object({ kept: Type.Optional(Type.Boolean()) }), Empty),
 } as const;
 
+/** What was done with a region, as far as its appliance sees it (A13): messages, and what clients tell of their own writes. */
+export const RegionUsage = Type.Object({
+  operations: Type.Integer(),
+  bytesRead: Bytes,
+  bytesWritten: Bytes,
+  toldChunks: Type.Integer(), // of 2 MiB, that clients have written themselves, each time that it was found out
+  lastAccessMs: Type.Integer(), // since the epoch; 0: never
+  given: Type.Boolean(), // clients were given the memory itself: the rest of what they do there is not seen
+  hot: Type.Array(Type.Object({ offset: Bytes, heat: Type.Number() })), // chunks of 2 MiB, hottest first
+});
+export type RegionUsage = Static<typeof RegionUsage>;
+
 export const RegionInfo = Type.Object({
   region: Id,
   bytes: Bytes,
@@ -464,6 +476,7 @@ export const RegionInfo = Type.Object({
   accessVersion: Type.Integer(),
   /** It is being copied to the backing store, or brought home from there. */
   activity: Type.Union([Type.Literal('none'), Type.Literal('persisting'), Type.Literal('restoring')]),
+  usage: RegionUsage,
 });
 export type RegionInfo = Static<typeof RegionInfo>;
 
@@ -478,8 +491,24 @@ export type Sensor = Static<typeof Sensor>;
 /** Per cent of the last ten seconds in which some, or all, tasks waited for it. */
 const Pressure = Type.Object({ someOf10s: Type.Number(), allOf10s: Type.Number() });
 
+/** Of the backing store of an appliance that has one: its device, and how persisting goes. */
+export const StoreHealth = Type.Object({
+  path: Type.String(),
+  device: Type.Optional(Type.String()), // absent where the kernel shows none behind the file system
+  readOnly: Type.Optional(Type.Boolean()),
+  errors: Type.Optional(Type.Number()),
+  freeBytes: Type.Optional(Bytes), // of its file system; a device is the store's own
+  usedBytes: Bytes,
+  persistSeconds: Type.Number(),
+  batterySeconds: Type.Optional(Type.Number()),
+  failure: Type.String(), // of the last persist; else ''
+  broken: Type.String(), // why nothing is persisted any more; else ''
+});
+export type StoreHealth = Static<typeof StoreHealth>;
+
 /** What is absent, the machine has no sensor for, or does not show here (a virtual machine, a container). */
 export const ApplianceHealth = Type.Object({
+  store: Type.Optional(StoreHealth),
   temperatures: Type.Optional(Type.Array(Sensor)), // degrees Celsius
   voltages: Type.Optional(Type.Array(Sensor)), // V
   fans: Type.Optional(Type.Array(Sensor)), // turns per minute

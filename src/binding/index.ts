@@ -40,6 +40,15 @@ export interface NativeRegionInfo {
   absentBytes: number; // restored, and in the backing store only
   damagedPages: number;
   accessVersion: number; // capabilities of older ones are void
+  usage: {
+    operations: number;
+    bytesRead: number;
+    bytesWritten: number;
+    toldChunks: number; // that clients have written themselves, each time that it was found out
+    lastAccessMs: number; // since the epoch; 0: never
+    given: boolean; // clients were given the memory itself: the rest of what they do there is not seen
+    hot: { offset: number; heat: number }[]; // chunks of CHUNK_BYTES, hottest first
+  };
 }
 /** The backing store of an appliance. */
 export interface RegionStoreOptions {

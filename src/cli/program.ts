@@ -245,8 +245,11 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
       usage: 'regions [region]',
       summary: 'the regions of the pool: where they are, what of them is in memory, whose they are; of one, which files lie in it',
       settings: allocationSettings,
-      flags: [['--appliance <id>', 'of this appliance']],
-      examples: ['extmem regions', 'extmem regions --appliance a1 --json', 'extmem regions 7'],
+      flags: [
+        ['--appliance <id>', 'of this appliance'],
+        ['--stats', 'what is done with them instead: operations, bytes, the last access, the hottest 2 MiB'],
+      ],
+      examples: ['extmem regions', 'extmem regions --appliance a1 --json', 'extmem regions --stats', 'extmem regions 7'],
     },
     async () => (await import('./regions.js')).runRegions,
   ],

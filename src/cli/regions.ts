@@ -1,4 +1,4 @@
-/** `extmem regions`: the regions of the pool, or one of them (A8, A9). */
+/** `extmem regions`: the regions of the pool, or one of them (A8, A9); what is done with them (A13). */
 import { formatSize } from '../base/size.js';
 import type { OneRegionAnswer, RegionAnswer, RegionsAnswer } from '../manager/index.js';
 import { apiOf } from './allocations.js';
@@ -19,12 +19,41 @@ export async function runRegions(call: Invocation): Promise<ExitCode> {
   const appliance = call.text('appliance');
   const answer = await api.get<RegionsAnswer>('/v1/regions', appliance === undefined ? {} : { appliance });
   if (call.json) printJson(answer);
+  else if (call.has('stats')) renderUsage(answer);
   else renderAll(answer);
   return ExitCode.ok;
 }
 
-function renderAll({ regions, silent }: RegionsAnswer): void {
+function warnOf(silent: RegionsAnswer['silent']): void {
   for (const { appliance, why } of silent) printWarning(`${appliance} does not answer: ${why}`);
+}
+
+function renderUsage({ regions, silent }: RegionsAnswer): void {
+  warnOf(silent);
+  const seen = regions.flatMap((one) => (one.usage === undefined ? [] : [{ ...one, usage: one.usage }]));
+  const rows = seen.map(({ region, appliance, usage }) => [
+    `${region}${usage.given ? '*' : ''}`,
+    appliance,
+    String(usage.operations),
+    formatSize(usage.bytesRead),
+    formatSize(usage.bytesWritten),
+    String(usage.toldChunks),
+    describeAccess(usage.lastAccessMs),
+    usage.hot
+      .slice(0, 3)
+      .map(({ offset, heat }) => `${formatSize(offset)} (${heat.toFixed(1)})`)
+      .join(', ') || '-',
+  ]);
+  const head = ['REGION', 'APPLIANCE', 'OPERATIONS', 'READ', 'WRITTEN', 'TOLD', 'LAST ACCESS', 'HOTTEST AT (HEAT)'];
+  printLine(rows.length === 0 ? 'There are no regions.' : renderTable(head, rows));
+  if (seen.some(({ usage }) => usage.given))
+    printLine('\n* clients have the memory itself, over shm or RDMA: of what they do there, only chunks written (TOLD) are known.');
+}
+
+const describeAccess = (ms: number): string => (ms === 0 ? 'never' : new Date(ms).toISOString());
+
+function renderAll({ regions, silent }: RegionsAnswer): void {
+  warnOf(silent);
   const rows = regions.map((one) => [
     String(one.region),
     one.appliance,
@@ -48,10 +77,23 @@ function renderOne(found: OneRegionAnswer): string {
     ['in memory', found.residentBytes === undefined ? 'not known' : formatSize(found.residentBytes)],
     ['state', describeState(found)],
     ['of', describeOwner(found)],
+    ...describeUsage(found.usage),
     ...found.files.map(({ ino, bytes }): [string, string] => ['file', `inode ${ino}: ${formatSize(bytes)}`]),
   ];
   if (found.otherBytes > 0) facts.push(['others', formatSize(found.otherBytes)]);
   return renderFacts(facts);
+}
+
+function describeUsage(usage: RegionAnswer['usage']): [string, string][] {
+  if (usage === undefined) return [];
+  const { operations, bytesRead, bytesWritten, toldChunks, lastAccessMs, given, hot } = usage;
+  return [
+    ['operations', `${operations}${given ? ' (and what clients do that have the memory itself)' : ''}`],
+    ['read, written', `${formatSize(bytesRead)}, ${formatSize(bytesWritten)}`],
+    ...(toldChunks > 0 ? [['told', `${toldChunks} times that clients have written a chunk themselves`] as [string, string]] : []),
+    ['last access', describeAccess(lastAccessMs)],
+    ...hot.map(({ offset, heat }): [string, string] => ['hot', `2 MiB at ${formatSize(offset)}: ${heat.toFixed(1)}`]),
+  ];
 }
 
 function describeState({ state, activity, absentBytes = 0, damagedPages = 0 }: RegionAnswer): string {

@@ -27,6 +27,7 @@ export interface RegionAnswer {
   activity?: RegionInfo['activity'];
   thin?: boolean;
   accessVersion?: number;
+  usage?: RegionInfo['usage'];
   /** The file whose own it is, or the client that carves files from it; neither: nobody's. */
   ino?: number;
   client?: number;
@@ -111,6 +112,6 @@ function stateOf(lost: boolean, info: RegionInfo | undefined): RegionAnswer['sta
 
 function toldOf(info: RegionInfo | undefined): Partial<RegionAnswer> {
   if (info === undefined) return {};
-  const { residentBytes, absentBytes, damagedPages, activity, thin, accessVersion } = info;
-  return { residentBytes, absentBytes, damagedPages, activity, thin, accessVersion };
+  const { residentBytes, absentBytes, damagedPages, activity, thin, accessVersion, usage } = info;
+  return { residentBytes, absentBytes, damagedPages, activity, thin, accessVersion, usage };
 }

@@ -137,6 +137,18 @@ test('what is told of regions: where, whose, how much is in memory, and which fi
   const one = await extmem<OneRegionAnswer>('regions', String(first));
   expect(one.files as unknown[]).toContainEqual({ ino: attr.ino, bytes: expect.any(Number) as unknown });
   const { appliance } = one;
+  // 1 MiB came as messages; where, shows by the chunk.
+  const usage = holding.flatMap((region) => region.usage ?? []);
+  expect(usage.reduce((sum, { bytesWritten }) => sum + bytesWritten, 0)).toBeGreaterThanOrEqual(MIB);
+  await cluster.evict();
+  const readBefore = one.usage?.bytesRead ?? NaN;
+  await actor.do(`get(${path('m1', 'told')})`);
+  const { usage: later } = await extmem<OneRegionAnswer>('regions', String(first));
+  expect(later).toMatchObject({ given: false, toldChunks: 0 });
+  expect(later?.bytesRead).toBeGreaterThan(readBefore);
+  expect(later?.lastAccessMs).toBeGreaterThanOrEqual(one.usage?.lastAccessMs ?? Infinity);
+  expect(later?.hot[0]?.heat).toBeGreaterThan(0);
+  expect((await cluster.extmem('regions', '--stats')).stdout).toMatch(/REGION +APPLIANCE +OPERATIONS/);
   const there = await extmem<RegionsAnswer>('regions', '--appliance', appliance);
   expect(new Set(there.regions.map((region) => region.appliance))).toEqual(new Set([appliance]));
   await extmem('create', '/hidden', '--size', '1M', '--allow', 'all clients=admin', '--name', 'admin');

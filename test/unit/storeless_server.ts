@@ -39,5 +39,6 @@ export class StorelessServer {
 
 /** Of a region without bytes. */
 export function emptyRegion(region: number, bytes: number): NativeRegionInfo {
-  return { region, bytes, residentBytes: 0, thin: false, absentBytes: 0, damagedPages: 0, accessVersion: 0 };
+  const usage = { operations: 0, bytesRead: 0, bytesWritten: 0, toldChunks: 0, lastAccessMs: 0, given: false, hot: [] };
+  return { region, bytes, residentBytes: 0, thin: false, absentBytes: 0, damagedPages: 0, accessVersion: 0, usage };
 }

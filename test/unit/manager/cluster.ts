@@ -24,6 +24,7 @@ import { PAGE_BYTES, PROTOCOL_VERSION } from '../../../src/base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../../../src/base/session.js';
 import { createManager, type Manager, type ManagerOptions } from '../../../src/manager/index.js';
 import { until } from '../../until.js';
+import { emptyRegion } from '../storeless_server.js';
 
 export const MIB = 1024 * 1024;
 export const TOKEN = 'a token for tests';
@@ -185,8 +186,9 @@ export class TestAppliance {
       health: () => ({ health: {}, worries: [] }),
       listRegions: () => ({
         regions: [...this.regions].map(([region, { bytes, thin }]) => ({
-          ...{ region, bytes, thin, residentBytes: 0, absentBytes: 0, damagedPages: 0 },
-          ...{ accessVersion: 0, activity: 'none' as const },
+          ...emptyRegion(region, bytes),
+          thin,
+          activity: 'none' as const,
         })),
       }),
       listRecords: () => ({ records: this.records }),
