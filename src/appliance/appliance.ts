@@ -12,7 +12,15 @@ import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import { applianceOperations, appliancePushes, type ApplianceInfo, type Ask, type Endpoint, type RegionInfo } from '../base/messages.js';
+import {
+  applianceOperations,
+  appliancePushes,
+  type ApplianceHealth,
+  type ApplianceInfo,
+  type Ask,
+  type Endpoint,
+  type RegionInfo,
+} from '../base/messages.js';
 import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
@@ -153,7 +161,7 @@ class Member implements Appliance {
       registered: this.problem === undefined,
       memory: server?.memory() ?? {},
       offer: this.offer.state,
-      health: readHealth(),
+      health: this.health(),
       store: this.keeping?.describe() ?? {},
       counters: server?.counters() ?? {},
     };
@@ -161,6 +169,10 @@ class Member implements Appliance {
 
   unhealthy(): string | undefined {
     return this.problem;
+  }
+
+  private health(): ApplianceHealth {
+    return { ...readHealth(), ...(this.keeping === undefined ? {} : { store: this.keeping.health() }) };
   }
 
   close(): Promise<void> {
@@ -405,7 +417,7 @@ class Member implements Appliance {
         return done;
       }),
       health: () => {
-        const health = readHealth();
+        const health = this.health();
         return { health, worries: worries(health) };
       },
       listRegions: on((server) => ({

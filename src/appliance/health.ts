@@ -7,7 +7,7 @@
  * accounting/psi. Paths are below `root`, so that tests read machines of their own.
  */
 import { basename, join } from 'node:path';
-import type { ApplianceHealth, Sensor } from '../base/messages.js';
+import type { ApplianceHealth, Sensor, StoreHealth } from '../base/messages.js';
 import { list, read } from './memory.js';
 
 type Part<Name extends keyof ApplianceHealth> = NonNullable<ApplianceHealth[Name]>;
@@ -28,8 +28,7 @@ export function readHealth(root = '/'): ApplianceHealth {
 
 /** What somebody should look at, one line each. */
 export function worries(health: ApplianceHealth): string[] {
-  const { temperatures = [], memoryErrors = [], power = [], blockDevices = [], pressure } = health;
-  const when = (isSo: boolean, text: string): string[] => (isSo ? [text] : []);
+  const { temperatures = [], memoryErrors = [], power = [], blockDevices = [], pressure, store } = health;
   const mains = power.filter(({ kind }) => kind === 'Mains');
   const waits = pressure?.memory.allOf10s ?? 0;
   return [
@@ -42,6 +41,22 @@ export function worries(health: ApplianceHealth): string[] {
     ...when(mains.length > 0 && mains.every(({ online }) => online === false), 'no power source is online: the machine runs on battery'),
     ...blockDevices.flatMap(({ device, state = 'running' }) => when(!['running', 'live'].includes(state), `disk ${device} is ${state}`)),
     ...when(waits >= 10, `everything waited for memory in ${waits} % of the last ten seconds`),
+    ...(store === undefined ? [] : storeWorries(store)),
+  ];
+}
+
+const when = (isSo: boolean, text: string): string[] => (isSo ? [text] : []);
+
+function storeWorries({ path, readOnly, failure, broken, persistSeconds, batterySeconds = Infinity }: StoreHealth): string[] {
+  const goesOn = 'what is in memory is served all the same';
+  return [
+    ...when(broken !== '', `nothing is persisted in ${path} any more (${broken}); ${goesOn}: start this appliance again when it is mended`),
+    ...when(broken === '' && failure !== '', `persisting in ${path} failed (${failure}); ${goesOn}`),
+    ...when(readOnly === true, `the device of ${path} is read-only`),
+    ...when(
+      persistSeconds > batterySeconds,
+      `persisting everything takes ${persistSeconds} s, the battery lasts ${batterySeconds} s: at a power failure part of it would be lost`,
+    ),
   ];
 }
 

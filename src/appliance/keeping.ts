@@ -6,9 +6,10 @@
  */
 import { messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import type { RegionPiece, StoreInfo } from '../base/messages.js';
+import type { RegionPiece, StoreHealth, StoreInfo } from '../base/messages.js';
 import { formatSize } from '../base/size.js';
 import type { RegionServer, RegionStoreOptions } from '../binding/index.js';
+import { storeDevice } from './store_device.js';
 
 export interface StoreSettings {
   path: string;
@@ -76,6 +77,10 @@ export class Keeping {
     this.persisting.add(pieces);
     try {
       await this.server?.persist(pieces);
+      this.failure = '';
+    } catch (error) {
+      this.failure = messageOf(error);
+      throw error;
     } finally {
       this.persisting.delete(pieces);
     }
@@ -129,6 +134,19 @@ export class Keeping {
       ...(continuouslyMs === undefined || bytesPerSecond === undefined ? {} : { bytesPerSecond }),
       ...(batterySeconds === undefined ? {} : { batterySeconds }),
       broken: (status?.broken ?? '') || this.failure,
+    };
+  }
+
+  health(): StoreHealth {
+    const { usedBytes, persistSeconds, batterySeconds } = this.describe();
+    return {
+      path: this.settings.path,
+      ...storeDevice(this.settings.path),
+      usedBytes,
+      persistSeconds,
+      ...(batterySeconds === undefined ? {} : { batterySeconds }),
+      failure: this.failure,
+      broken: this.server?.storeStatus()?.broken ?? '',
     };
   }
 

@@ -1,5 +1,6 @@
 /** `extmem health`: what the machines of the appliances say of themselves (A5). */
-import type { ApplianceHealth, Sensor } from '../base/messages.js';
+import type { ApplianceHealth, Sensor, StoreHealth } from '../base/messages.js';
+import { formatSize } from '../base/size.js';
 import type { HealthAnswer } from '../manager/index.js';
 import { managerAccess } from './connection.js';
 import { ExitCode } from './exit.js';
@@ -39,6 +40,7 @@ function describeSensors(health: ApplianceHealth): string[] {
     ),
     row('power', health.power?.map(describePower)),
     row('disks', health.blockDevices?.map(describeDevice)),
+    row('store', health.store && [describeStore(health.store)]),
     row('tasks waited', waits),
   ];
 }
@@ -52,4 +54,15 @@ function describeDevice({ device, readOnly, state, errors }: NonNullable<Applian
   return [device, state ?? '', readOnly ? 'read-only' : '', errors === undefined ? '' : `${errors} errors`]
     .filter((part) => part !== '')
     .join(' ');
+}
+
+function describeStore({ path, device, readOnly, errors, freeBytes, usedBytes, persistSeconds }: StoreHealth): string {
+  const parts = [
+    `${path} on ${device ?? 'no device that the kernel shows'}${readOnly === true ? ', read-only' : ''}`,
+    ...(errors === undefined ? [] : [`${errors} errors`]),
+    `${formatSize(usedBytes)} used`,
+    ...(freeBytes === undefined ? [] : [`${formatSize(freeBytes)} free beside it`]),
+    `persisting everything takes ${persistSeconds} s`,
+  ];
+  return parts.join('; ');
 }

@@ -158,7 +158,7 @@ export class TestCluster {
   }
 
   /** Sends a signal; for those that end the process, waits until it is gone. */
-  async signal(name: string, signal: 'SIGKILL' | 'SIGTERM' | 'SIGSTOP' | 'SIGCONT'): Promise<void> {
+  async signal(name: string, signal: 'SIGKILL' | 'SIGTERM' | 'SIGPWR' | 'SIGSTOP' | 'SIGCONT'): Promise<void> {
     const role = this.role(name);
     process.kill(role.pid, signal);
     if (signal === 'SIGCONT') return;

@@ -67,7 +67,7 @@ test('health shows what there is, and says what is absent', async () => {
   const { stdout } = await cluster.extmem('health');
   const lines = stdout.split('\n');
   expect(lines[0]).toBe('appliance a1');
-  for (const what of ['temperatures', 'voltages', 'fans', 'memory errors', 'power', 'disks', 'tasks waited'])
+  for (const what of ['temperatures', 'voltages', 'fans', 'memory errors', 'power', 'disks', 'store', 'tasks waited'])
     expect(lines.filter((line) => line.startsWith(`  ${what}`))).toHaveLength(1);
 });
 

@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path';
 import { readHealth, worries } from '../../../src/appliance/health.js';
 import { spareMemory } from '../../../src/appliance/memory.js';
 import { keptBytes, offerOf, type Offer } from '../../../src/appliance/offer.js';
+import { storeDevice } from '../../../src/appliance/store_device.js';
 
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
@@ -103,6 +104,25 @@ describe('health', () => {
       'no power source is online: the machine runs on battery',
       'disk sdb is offline',
     ]);
+  });
+
+  test('of a backing store: what fails, a device that is read-only, a battery that does not last', () => {
+    const store = { path: '/s', usedBytes: 0, persistSeconds: 3, failure: '', broken: '' };
+    expect(worries({ store: { ...store, readOnly: false, batterySeconds: 3 } })).toEqual([]);
+    expect(worries({ store: { ...store, failure: 'the store is full' } })).toEqual([
+      'persisting in /s failed (the store is full); what is in memory is served all the same',
+    ]);
+    expect(worries({ store: { ...store, failure: 'EIO', broken: 'EIO', readOnly: true, batterySeconds: 2 } })).toEqual([
+      'nothing is persisted in /s any more (EIO); what is in memory is served all the same: start this appliance again when it is mended',
+      'the device of /s is read-only',
+      'persisting everything takes 3 s, the battery lasts 2 s: at a power failure part of it would be lost',
+    ]);
+  });
+
+  test('a store is found on the device of its file system, also before it is made', () => {
+    const found = storeDevice(join(root, 'not-there-yet'));
+    expect(found.freeBytes).toBeGreaterThan(0);
+    expect(storeDevice(root).device).toBe(found.device);
   });
 
   test('this machine is read without an error', () => {

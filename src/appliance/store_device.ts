@@ -1,0 +1,51 @@
+/**
+ * What the kernel says of the device that a backing store lies on: the block device itself, or the one behind the file system.
+ * Paths of the kernel's are below `root`, so that tests read machines of their own.
+ */
+import { realpathSync, statSync, statfsSync, type Stats } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import type { StoreHealth } from '../base/messages.js';
+import { read } from './memory.js';
+
+export type StoreDevice = Pick<StoreHealth, 'device' | 'readOnly' | 'errors' | 'freeBytes'>;
+
+/** Of a path where something is, else of its folder. */
+export function storeDevice(path: string, root = '/'): StoreDevice {
+  const found = statOf(path) ?? statOf(dirname(path));
+  if (found === undefined) return {};
+  const isDevice = found.isBlockDevice();
+  return { ...describeDevice(isDevice ? found.rdev : found.dev, root), ...(isDevice ? {} : { freeBytes: freeOf(path) }) };
+}
+
+function statOf(path: string): Stats | undefined {
+  return statSync(path, { throwIfNoEntry: false });
+}
+
+function freeOf(path: string): number {
+  const { bavail, bsize } = statfsSync(statOf(path) === undefined ? dirname(path) : path);
+  return bavail * bsize;
+}
+
+function describeDevice(number: number, root: string): StoreDevice {
+  const folder = sysfsFolder(number, root);
+  if (folder === undefined) return {};
+  // A partition has no errors of its own: they are counted at its disk.
+  const errors = read(join(folder, 'device/ioerr_cnt')) ?? read(join(dirname(folder), 'device/ioerr_cnt'));
+  return {
+    device: basename(folder),
+    readOnly: read(join(folder, 'ro')) === '1',
+    ...(errors === undefined ? {} : { errors: Number(errors) }), // hexadecimal, with 0x
+  };
+}
+
+function sysfsFolder(number: number, root: string): string | undefined {
+  try {
+    return realpathSync(join(root, 'sys/dev/block', `${majorOf(number)}:${minorOf(number)}`));
+  } catch {
+    return undefined; // a file system without one device: tmpfs, btrfs, overlays, the network's
+  }
+}
+
+// As glibc packs them into a dev_t.
+const majorOf = (number: number): number => Number(((BigInt(number) >> 8n) & 0xfffn) | ((BigInt(number) >> 32n) & ~0xfffn));
+const minorOf = (number: number): number => Number((BigInt(number) & 0xffn) | ((BigInt(number) >> 12n) & ~0xffn & 0xffffffffn));
