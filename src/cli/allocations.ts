@@ -72,6 +72,7 @@ export async function runCreate(call: Invocation): Promise<ExitCode> {
       ...(layout === undefined ? {} : { layout }),
       ...(across === undefined ? {} : { across }),
       ...durabilityOf(call),
+      ...(call.text('label') === undefined ? {} : { label: call.text('label') }),
       ...accessOf(call),
     },
   );
@@ -215,6 +216,7 @@ export async function runInfo(call: Invocation): Promise<ExitCode> {
   const facts: [string, string][] = [
     ['path', found.path],
     ['inode', String(attr.ino)],
+    ...(found.label === '' ? [] : [['label', found.label] as [string, string]]),
     ['size', `${formatSize(found.bytes)} (${found.bytes} bytes)`],
     ['memory', `${formatSize(found.allocatedBytes)}${found.dedicated ? ', in regions of its own' : ''}`],
     ['layout', found.layout],

@@ -125,6 +125,7 @@ const allocations: readonly [CommandSpec, () => Promise<Act>][] = [
       flags: [
         ['--size <size>', 'as in 8G'],
         ['--durability <level>', "what fsync promises: memory (default), or persisted, in the appliances' backing stores"],
+        ['--label <text>', 'what people call it (later: the attribute user.extmem.label)'],
         ['--allow <rules>', 'who may do what with it (see extmem access --help)'],
         ['--access-key-file <path>', 'file with the key that rules with `key` ask for'],
       ],

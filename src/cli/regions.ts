@@ -106,8 +106,8 @@ function describeState({ state, activity, absentBytes = 0, damagedPages = 0 }: R
   ].join(', ');
 }
 
-function describeOwner({ ino, client, clientName }: RegionAnswer): string {
-  if (ino !== undefined) return `inode ${ino}`;
+function describeOwner({ ino, label, client, clientName }: RegionAnswer): string {
+  if (ino !== undefined) return `inode ${ino}${label === undefined ? '' : ` (${label})`}`;
   if (client !== undefined) return `client ${client} (${clientName ?? ''})`;
   return 'nobody';
 }

@@ -14,7 +14,7 @@ import type { Contents, ContentsParts } from './contents.js';
 import type { DirectoryDelegations } from './directory_delegations.js';
 import { roundUpToPages, type Files } from './files.js';
 import { formColumns, widthOf } from './domains.js';
-import { attrOf, findFile, findInode, layoutOf, ROOT_INO, type Inode } from './inode.js';
+import { attrOf, checkLabel, findFile, findInode, layoutOf, ROOT_INO, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { putInode, type Names } from './names.js';
 import type { Persistence } from './persistence.js';
@@ -63,6 +63,8 @@ export interface AllocationInfo {
   appliances: string[];
   lost: boolean;
   durability: Durability;
+  /** What people call it; '': nothing. */
+  label: string;
   /** Who may do what, by its rules; '': whoever has the join token, everything. */
   access: string;
   /** An earlier state of it came back from a backing store: opening it says ESTALE until that is accepted. */
@@ -82,6 +84,7 @@ export class Allocations {
     across?: string;
     dedicated?: boolean;
     durability?: Durability;
+    label?: string;
     access?: string;
     accessKey?: string;
   }): Promise<AllocationInfo> {
@@ -116,7 +119,8 @@ export class Allocations {
         });
         const durability = ask.durability === 'persisted' ? { durability: ask.durability } : {};
         const { layout: _layout, copies: _copies, across: _across, ...plain } = made.inode;
-        const sized: Inode = { ...plain, size: ask.bytes, ...layout, ...durability };
+        const label = ask.label === undefined || ask.label === '' ? {} : { label: checkLabel(ask.label) };
+        const sized: Inode = { ...plain, size: ask.bytes, ...layout, ...durability, ...label };
         if (access === undefined) putInode(tx, sized);
         const begun = access === undefined ? sized : protection.put(tx, sized, access);
         return { inode: this.giveRegions(tx, begun, regions, { from: 0, size: ask.bytes }), changes: made.changes };
@@ -373,6 +377,7 @@ export class Allocations {
       appliances,
       lost: lost.length > 0,
       durability: inode.durability ?? 'memory',
+      label: inode.label ?? '',
       access: this.parts.protection.describe(inode).rules,
       behind: this.parts.persistence.isBehind(store, inode.ino),
       holders: delegations.holders(inode.ino).map(({ client, row }) => ({

@@ -49,6 +49,8 @@ const CreateBody = Type.Object({
   /** What the copies must not share. */
   across: Type.Optional(AcrossName),
   durability: Type.Optional(Durability),
+  /** What people call it: a line of text. */
+  label: Type.Optional(Type.String()),
   /** Regions of its own, whatever its size. */
   dedicated: Type.Optional(Type.Boolean()),
   /** Who may do what with it: rules, and the key that those with `key` ask for. It then has regions of its own. */

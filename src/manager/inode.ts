@@ -9,6 +9,7 @@ import { DEFAULT_LAYOUT, type Layout } from '../base/layout.js';
 import type { AcrossName, Attr, Durability, InodeKind, LayoutName, Time } from '../base/messages.js';
 import { STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import { isProtected, type AccessRow } from './access.js';
+import { limits } from './limits.js';
 import { keys, type ReadView } from './metadata_store.js';
 
 export const ROOT_INO = 1;
@@ -40,6 +41,8 @@ export interface Inode {
   readonly across?: AcrossName;
   /** What fsync of a file promises; absent: memory. */
   readonly durability?: Durability;
+  /** What people call it; whoever may see its metadata sees it. */
+  readonly label?: string;
   /** Who may do what with a file; absent: whoever has the join token, everything. */
   readonly access?: AccessRow;
   /** Of a symlink. */
@@ -67,6 +70,14 @@ export function attrOf(inode: Inode): Attr {
 /** A change of attributes (ctime), or of contents too (mtime). */
 export function touch(inode: Inode, what: 'attributes' | 'contents', at: Time = now()): Inode {
   return { ...inode, ctime: at, change: inode.change + 1, ...(what === 'contents' ? { mtime: at } : {}) };
+}
+
+/** What a label may be: a line for people. */
+export function checkLabel(label: string): string {
+  if (Buffer.byteLength(label) > limits.labelBytes)
+    throw new ExtmemError('E2BIG', `a label has ${limits.labelBytes} bytes at most, this one ${Buffer.byteLength(label)}`);
+  if (/\p{Cc}/u.test(label)) throw new ExtmemError('EINVAL', 'a label is one line of text, without control characters');
+  return label;
 }
 
 export function findInode(view: ReadView, ino: number): Inode {

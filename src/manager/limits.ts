@@ -9,6 +9,7 @@ export const limits = {
   pathBytes: 4096,
   pathDepth: 256,
   symlinkBytes: 4095,
+  labelBytes: 256,
   linksPerInode: 65000,
   xattrValueBytes: 64 * 1024,
   xattrsPerInode: 256,

@@ -30,6 +30,8 @@ export interface RegionAnswer {
   usage?: RegionInfo['usage'];
   /** The file whose own it is, or the client that carves files from it; neither: nobody's. */
   ino?: number;
+  /** That of the file. */
+  label?: string;
   client?: number;
   clientName?: string;
 }
@@ -96,10 +98,11 @@ function maySee({ store, access }: Parts, { row }: Region, who: Identity | undef
   return inode === undefined || access.allows(inode, who, 'read-metadata');
 }
 
-function describe({ clients }: Parts, { row, used }: Region, info: RegionInfo | undefined): RegionAnswer {
+function describe({ clients, store }: Parts, { row, used }: Region, info: RegionInfo | undefined): RegionAnswer {
   const { region, appliance, bytes, ino, client, lost } = row;
   const carver = client === 0 ? {} : { client, clientName: clients.get(client)?.name ?? '' };
-  const owner = ino === 0 ? carver : { ino };
+  const label = ino === 0 ? undefined : store.get<Inode>(keys.inode(ino))?.label;
+  const owner = ino === 0 ? carver : { ino, ...(label === undefined ? {} : { label }) };
   return { region, appliance, bytes, usedBytes: used.bytes, state: stateOf(lost, info), ...toldOf(info), ...owner };
 }
 

@@ -8,7 +8,7 @@ import type { Allocations } from './allocations.js';
 import type { Identity } from './access.js';
 import type { Delegations } from './delegations.js';
 import type { Files } from './files.js';
-import { findInode, layoutOf, touch, type Inode } from './inode.js';
+import { checkLabel, findInode, layoutOf, touch, type Inode } from './inode.js';
 import { limits } from './limits.js';
 import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
 import { putInode } from './names.js';
@@ -19,6 +19,7 @@ const LAYOUT = 'user.extmem.layout';
 const ACROSS = 'user.extmem.across';
 const DURABILITY = 'user.extmem.durability';
 const ACCESS = 'user.extmem.access';
+const LABEL = 'user.extmem.label';
 
 type Stored = Record<string, Uint8Array>;
 type SetAsk = Ask<typeof clientOperations, 'setxattr'>;
@@ -37,6 +38,12 @@ function setDurability(inode: Inode, ask: SetAsk): Inode {
   if (asked !== 'memory' && asked !== 'persisted') throw new ExtmemError('EINVAL', `'${asked}' is no durability; memory and persisted are`);
   const { durability: _, ...rest } = touch(inode, 'attributes');
   return asked === 'memory' ? rest : { ...rest, durability: asked };
+}
+
+function setLabel(inode: Inode, ask: SetAsk): Inode {
+  const { label: _, ...rest } = touch(inode, 'attributes');
+  const label = ask.value === undefined ? '' : checkLabel(Buffer.from(ask.value).toString());
+  return label === '' ? rest : { ...rest, label };
 }
 
 /** Of the layout or of what its copies must not share, the one that is set, or unset. */
@@ -60,6 +67,7 @@ export class Xattrs {
     if (inode.kind !== 'file' && inode.kind !== 'directory') return all;
     all[LAYOUT] = Buffer.from(formatLayout(layoutOf(inode)));
     if (inode.across !== undefined) all[ACROSS] = Buffer.from(inode.across);
+    if (inode.label !== undefined) all[LABEL] = Buffer.from(inode.label);
     if (inode.kind === 'directory') return all;
     all[DURABILITY] = Buffer.from(inode.durability ?? 'memory');
     all[ACCESS] = Buffer.from(this.parts.protection.describe(inode).rules);
@@ -86,6 +94,7 @@ export class Xattrs {
 
   private setOurs(inode: Inode, ask: SetAsk): Inode {
     if (ask.name === DURABILITY) return setDurability(inode, ask);
+    if (ask.name === LABEL && (inode.kind === 'file' || inode.kind === 'directory')) return setLabel(inode, ask);
     if (ask.name !== LAYOUT && ask.name !== ACROSS) throw new ExtmemError('EPERM', `${ask.name} says how things are; it cannot be set`);
     if (inode.kind !== 'file' && inode.kind !== 'directory') throw new ExtmemError('EPERM', `inode ${inode.ino} has no layout`);
     const next = withLayout(inode, ask);

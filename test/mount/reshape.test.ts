@@ -151,9 +151,13 @@ test('what is told of regions: where, whose, how much is in memory, and which fi
   expect((await cluster.extmem('regions', '--stats')).stdout).toMatch(/REGION +APPLIANCE +OPERATIONS/);
   const there = await extmem<RegionsAnswer>('regions', '--appliance', appliance);
   expect(new Set(there.regions.map((region) => region.appliance))).toEqual(new Set([appliance]));
-  await extmem('create', '/hidden', '--size', '1M', '--allow', 'all clients=admin', '--name', 'admin');
+  await extmem('create', '/hidden', '--size', '1M', '--label', 'the wages', '--allow', 'all clients=admin', '--name', 'admin');
   const count = async (...more: string[]): Promise<number> => (await extmem<RegionsAnswer>('regions', ...more)).regions.length;
   expect((await count('--name', 'admin')) - (await count())).toBeGreaterThan(0);
+  // Whoever may not see the file does not see what it is called either.
+  const labels = async (...more: string[]) => (await extmem<RegionsAnswer>('regions', ...more)).regions.map(({ label }) => label);
+  expect(await labels('--name', 'admin')).toContain('the wages');
+  expect(await labels()).not.toContain('the wages');
   expect((await cluster.extmem('regions', '999999')).code).toBe(5);
   await cluster.signal(appliance, 'SIGKILL');
   await until('it is told as lost or out of reach', async () => {

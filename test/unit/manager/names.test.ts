@@ -125,6 +125,24 @@ describe('one mount', () => {
     await expect(set('user.one', undefined)).rejects.toEqual(code('ENODATA'));
   });
 
+  test('a label is a line of text, for files and directories; nothing is none', async () => {
+    const { ino } = (await a.make('f')).attr;
+    const set = (to: number, text: string) =>
+      a.ask('setxattr', { ino: to, name: 'user.extmem.label', value: Buffer.from(text), create: false, replace: false });
+    const labelOf = async (of: number) => (await a.ask('getxattrs', { ino: of })).xattrs['user.extmem.label'];
+    await set(ino, 'orders, Köln');
+    const d = await a.mkdir('d');
+    await set(d, 'of the year');
+    expect([await labelOf(ino), await labelOf(d)].map((value) => Buffer.from(value ?? []).toString())).toEqual([
+      'orders, Köln',
+      'of the year',
+    ]);
+    await expect(set(ino, 'two\nlines')).rejects.toEqual(code('EINVAL'));
+    await expect(set(ino, 'ö'.repeat(129))).rejects.toEqual(code('E2BIG'));
+    await set(ino, '');
+    expect(await labelOf(ino)).toBeUndefined();
+  });
+
   test('files take the layout of their directory', async () => {
     const d = await a.mkdir('d');
     const set = (ino: number, text: string) =>
