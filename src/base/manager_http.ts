@@ -4,6 +4,8 @@ import { request as requestTls } from 'node:https';
 import { codeOf, ExtmemError, messageOf } from './errors.js';
 
 const ASK_TIMEOUT_MS = 30_000;
+/** For what takes as long as a disk does: the manager waits no longer for its appliances either. */
+export const PERSIST_TIMEOUT_MS = 3_600_000;
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 
 export interface ManagerAddress {
@@ -29,8 +31,14 @@ export function managerUrl(manager: string): URL {
  * What the manager answers, or undefined where it answers nothing. Rejects with the manager's own code and message, EACCES for a
  * refused token, EUNREACHABLE when no manager answers, EPROTO when what answers is none.
  */
-export async function askManager(address: ManagerAddress, method: string, route: string, body?: unknown): Promise<unknown> {
-  const { status, text } = await send(address, method, route, body);
+export async function askManager(
+  address: ManagerAddress,
+  method: string,
+  route: string,
+  body?: unknown,
+  timeoutMs = ASK_TIMEOUT_MS,
+): Promise<unknown> {
+  const { status, text } = await send(address, method, route, body, timeoutMs);
   let answer: unknown;
   try {
     answer = text === '' ? undefined : JSON.parse(text);
@@ -69,6 +77,7 @@ function send(
   method: string,
   route: string,
   body: unknown,
+  timeoutMs: number,
 ): Promise<{ status: number; text: string }> {
   const url = new URL(route, managerUrl(manager));
   const content = body === undefined ? undefined : JSON.stringify(body);
@@ -81,7 +90,7 @@ function send(
   const options: RequestOptions & { ca?: string | Buffer } = {
     method,
     headers,
-    timeout: ASK_TIMEOUT_MS,
+    timeout: timeoutMs,
     ...(ca === undefined ? {} : { ca }),
   };
   return new Promise((resolve, reject) => {
@@ -96,7 +105,7 @@ function send(
       answer.on('error', reject);
       answer.on('end', () => resolve({ status: answer.statusCode ?? 0, text: Buffer.concat(pieces).toString('utf8') }));
     });
-    asking.on('timeout', () => asking.destroy(new Error(`no answer within ${ASK_TIMEOUT_MS} ms`)));
+    asking.on('timeout', () => asking.destroy(new Error(`no answer within ${timeoutMs} ms`)));
     asking.on('error', (error) => reject(managerUnreachable(manager, error)));
     asking.end(content);
   });

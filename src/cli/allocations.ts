@@ -1,4 +1,5 @@
 /** `extmem create`, `resize`, `rm`, `ls` and `info`: allocations (files), asked of the manager, with no mount needed. */
+import { PERSIST_TIMEOUT_MS } from '../base/manager_http.js';
 import { formatSize, parseSize } from '../base/size.js';
 import type { AllocationInfo } from '../manager/index.js';
 import { managerAccess, readSecret } from './connection.js';
@@ -93,7 +94,13 @@ export async function runPersist(call: Invocation): Promise<ExitCode> {
   const progress = new Progress();
   for (const path of all ? [undefined] : call.args.map(pathOf)) {
     progress.show(`persisting ${path ?? 'everything'} ...`);
-    const { appliances } = await api.ask<{ appliances: string[] }>('POST', '/v1/persist', {}, path === undefined ? {} : { path });
+    const { appliances } = await api.ask<{ appliances: string[] }>(
+      'POST',
+      '/v1/persist',
+      {},
+      path === undefined ? {} : { path },
+      PERSIST_TIMEOUT_MS,
+    );
     progress.clear();
     persisted.push({ ...(path === undefined ? {} : { path }), appliances });
     if (!call.json) printLine(`persisted ${path ?? 'everything'} on ${appliances.join(', ') || 'no appliance: it has no contents'}`);

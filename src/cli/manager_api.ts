@@ -13,9 +13,15 @@ export class ManagerApi {
     return this.ask<Answer>('GET', path, query);
   }
 
-  async ask<Answer>(method: string, path: string, query: Record<string, string> = {}, body?: unknown): Promise<Answer> {
+  async ask<Answer>(method: string, path: string, query: Record<string, string> = {}, body?: unknown, timeoutMs?: number): Promise<Answer> {
     const { url: manager, token, ca, name, keys } = this.access;
     const search = new URLSearchParams(query).toString();
-    return (await askManager({ manager, token, ca, name, keys }, method, `${path}${search === '' ? '' : `?${search}`}`, body)) as Answer;
+    return (await askManager(
+      { manager, token, ca, name, keys },
+      method,
+      `${path}${search === '' ? '' : `?${search}`}`,
+      body,
+      timeoutMs,
+    )) as Answer;
   }
 }

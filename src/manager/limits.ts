@@ -2,6 +2,7 @@
  * The manager's limits, in one place: what a request may ask for, how large tables may grow, how long anything is waited for.
  * Those that both ends must agree on are in protocol.json.
  */
+import { PERSIST_TIMEOUT_MS } from '../base/manager_http.js';
 import { LEASE_MS } from '../base/protocol.js';
 
 export const limits = {
@@ -37,7 +38,7 @@ export const times = {
   /** Creating, destroying, punching on an appliance that answers. */
   applianceCallMs: 10_000,
   /** Persisting as much as an appliance may have. */
-  persistMs: 3_600_000,
+  persistMs: PERSIST_TIMEOUT_MS,
   /** An appliance acknowledges a fence by then, or it is put down. */
   fenceAckMs: 2000,
   /** How often it is looked whether somebody waits for what a client holds that does not come back. */
