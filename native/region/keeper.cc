@@ -276,6 +276,9 @@ void Keeper::give_back(Region& region, const Region::Changes& changes, uint64_t 
 
 Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass& pass) {
   Run run;
+  // Between two for whom others wait it comes on by so much, or it never would: also where it has to begin a chunk
+  // anew.
+  pass.patience = changes.unseen ? 2 * kChunkBlocks : kRunBytes / BlockState::kBytes;
   auto put = [&](uint64_t block) {
     Verdict verdict = give_way(region, run, block, pass);
     if (!verdict.ok() || pass.halt != Halt::no) return verdict;
@@ -324,7 +327,11 @@ Verdict Keeper::give_way(Region& region, Run& run, uint64_t block, Pass& pass) {
     pass.paced_bytes = put;
   }
   const bool is_early = background && (pass.resume_ns != 0 || background_ended_.load());
-  if (!others_go_first(background) && !is_early) return {};
+  const bool lets_asked_go = background && pass.patience == 0;
+  if (!others_go_first(lets_asked_go) && !is_early) {
+    pass.patience -= std::min<uint64_t>(pass.patience, 1);
+    return {};
+  }
   if (Verdict verdict = flush(region, run); !verdict.ok()) return verdict;
   if (background) {
     pass.halt = Halt::interrupted;
@@ -336,7 +343,7 @@ Verdict Keeper::give_way(Region& region, Run& run, uint64_t block, Pass& pass) {
   return {};
 }
 
-bool Keeper::others_go_first(bool background) const { return urgent_.load() > 0 || (background && asked_.load() > 0); }
+bool Keeper::others_go_first(bool asked_too) const { return urgent_.load() > 0 || (asked_too && asked_.load() > 0); }
 
 void Keeper::rest(Pass& pass) {
   const uint64_t began = monotonic_ns();

@@ -83,6 +83,7 @@ class Keeper {
     Progress progress{};
     Halt halt = Halt::no;
     uint64_t reached = 0;      // interrupted before this block
+    uint64_t patience = 0;     // in the background: so many more blocks before it lets another persist go first
     uint64_t resume_ns = 0;    // for what was put it is to wait until then
     uint64_t paced_bytes = 0;  // of persisted_bytes_, what was counted for that
     uint64_t rested_ns = 0, committed_ns = 0;
@@ -108,7 +109,7 @@ class Keeper {
   static void give_back(Region& region, const Region::Changes& changes, uint64_t from);
   store::Verdict put_blocks(Region& region, const Region::Changes& changes, Pass& pass);
   store::Verdict give_way(Region& region, Run& run, uint64_t block, Pass& pass);
-  bool others_go_first(bool background) const;
+  bool others_go_first(bool asked_too) const;
   void rest(Pass& pass);
   store::Verdict put_one(Region& region, uint64_t block, bool unseen, Run& run);
   store::Verdict flush(Region& region, Run& run);

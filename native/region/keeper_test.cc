@@ -207,3 +207,19 @@ TEST_CASE("a pace: what was taken is waited for, and of a rest a quarter of a se
   CHECK(pace.take(1000, 200 * kSecond) == kSecond * 3 / 4);
   CHECK(Pace(0).take(UINT64_MAX, 1) == 0);
 }
+
+TEST_CASE("in the background it comes to its end also while somebody persists all the time") {
+  Kept kept(kSmallBytes);
+  std::atomic<bool> done{false};
+  std::thread busy([&] {
+    for (uint64_t at = 0; !done; at = (at + 4096) % kMiB) {
+      CHECK(kept.region->write(at, std::vector<uint8_t>(4096, 8))->status == Status::ok);
+      CHECK(kept.keeper->persist({.pieces = {{1, at, 4096}}}, nullptr).ok());
+    }
+  });
+  const auto verdict = kept.keeper->persist({.background = true}, nullptr);
+  done = true;
+  busy.join();
+  CHECK_MESSAGE(verdict.ok(), verdict.why);
+  CHECK(kept.restored_byte(kSmallBytes - 1) == 7);
+}
