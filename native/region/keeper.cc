@@ -311,6 +311,9 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && pass.halt == Halt::no; ++index) {
       const uint64_t first = changes.chunks[index] * kChunkBlocks;
       verdict = put_between(std::min(first, blocks), std::min(first + kChunkBlocks, blocks));
+      const bool is_told = std::binary_search(changes.told.begin(), changes.told.end(), changes.chunks[index]);
+      if (is_told && pass.halt == Halt::no)
+        region.usage().note_told(changes.chunks[index]);  // given back, it comes again
     }
   }
   if (!verdict.ok() || pass.halt != Halt::no) return verdict;

@@ -176,6 +176,12 @@ TEST_CASE("of pieces that clients write themselves too, the chunks that were mar
   }
   REQUIRE(kept.keeper->persist({.pieces = {{1, 14 * kMiB, 4096}}}, nullptr).ok());
   CHECK(kept.region->take_written() == std::vector<uint64_t>{1, 10});
+  // That is all that is known of what it does there.
+  CHECK(kept.region->info().given);
+  const RegionUsage usage = kept.region->info().usage;
+  CHECK(usage.told_chunks == 1);
+  REQUIRE(usage.hot.size() == 1);
+  CHECK(usage.hot[0].offset == 14 * kMiB);
   CHECK(kept.restored_byte(14 * kMiB) == 9);
 }
 

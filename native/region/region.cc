@@ -653,19 +653,14 @@ Region::Changes Region::begin_persist(uint64_t first, uint64_t end) {
   append_lent(changes.chunks, first_chunk, end_chunk);  // first: a loan that ends now leaves its mark
   const size_t lent = changes.chunks.size();
   written_.load(std::memory_order_acquire)->take(changes.chunks, first_chunk, end_chunk);
-  if (changes.unseen) note_told(changes, std::span(changes.chunks).subspan(lent));
+  // Messages mark blocks as well: where no block is marked, a client wrote by itself.
+  for (uint64_t chunk : std::span(changes.chunks).subspan(lent)) {
+    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * kChunkBlocks);
+    if (block == changes.blocks.end() || *block / kChunkBlocks != chunk) changes.told.push_back(chunk);
+  }
   std::sort(changes.chunks.begin(), changes.chunks.end());
   changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());
   return changes;
-}
-
-/// Messages mark blocks as well: where no block is marked, a client wrote by itself, and said so.
-void Region::note_told(const Changes& changes, std::span<const uint64_t> marked) {
-  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
-  for (uint64_t chunk : marked) {
-    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * kChunkBlocks);
-    if (block == changes.blocks.end() || *block / kChunkBlocks != chunk) usage_.note_told(chunk);
-  }
 }
 
 ssize_t Region::copy_once(uint64_t block, std::span<uint8_t> into) const {

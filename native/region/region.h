@@ -121,6 +121,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
     bool unseen = false;
     std::vector<uint64_t> chunks{};  ///< kLendBytes, in order; all blocks are in them
     uint64_t bytes = 0;
+    std::vector<uint64_t> told{};  ///< of these chunks, those that clients have said to have written
   };
   Changes begin_persist(uint64_t first = 0, uint64_t end = UINT64_MAX);
   /// A block as it is at some moment in between: page by page as somebody wrote it. Padded with zeros; false: gone.
@@ -156,7 +157,6 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   std::optional<Outcome> check(uint64_t offset, uint64_t bytes, bool replaces);
   ssize_t copy_once(uint64_t block, std::span<uint8_t> into) const;
   bool cover_written(uint64_t bytes);
-  void note_told(const Changes& changes, std::span<const uint64_t> marked);
 
   const uint64_t id_;
   const bool thin_;

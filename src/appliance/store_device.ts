@@ -1,6 +1,5 @@
 /**
  * What the kernel says of the device that a backing store lies on: the block device itself, or the one behind the file system.
- * Paths of the kernel's are below `root`, so that tests read machines of their own.
  */
 import { realpathSync, statSync, statfsSync, type Stats } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
@@ -10,11 +9,11 @@ import { read } from './memory.js';
 export type StoreDevice = Pick<StoreHealth, 'device' | 'readOnly' | 'errors' | 'freeBytes'>;
 
 /** Of a path where something is, else of its folder. */
-export function storeDevice(path: string, root = '/'): StoreDevice {
+export function storeDevice(path: string): StoreDevice {
   const found = statOf(path) ?? statOf(dirname(path));
   if (found === undefined) return {};
   const isDevice = found.isBlockDevice();
-  return { ...describeDevice(isDevice ? found.rdev : found.dev, root), ...(isDevice ? {} : { freeBytes: freeOf(path) }) };
+  return { ...describeDevice(isDevice ? found.rdev : found.dev), ...(isDevice ? {} : { freeBytes: freeOf(path) }) };
 }
 
 function statOf(path: string): Stats | undefined {
@@ -26,8 +25,8 @@ function freeOf(path: string): number {
   return bavail * bsize;
 }
 
-function describeDevice(number: number, root: string): StoreDevice {
-  const folder = sysfsFolder(number, root);
+function describeDevice(number: number): StoreDevice {
+  const folder = sysfsFolder(number);
   if (folder === undefined) return {};
   // A partition has no errors of its own: they are counted at its disk.
   const errors = read(join(folder, 'device/ioerr_cnt')) ?? read(join(dirname(folder), 'device/ioerr_cnt'));
@@ -38,9 +37,9 @@ function describeDevice(number: number, root: string): StoreDevice {
   };
 }
 
-function sysfsFolder(number: number, root: string): string | undefined {
+function sysfsFolder(number: number): string | undefined {
   try {
-    return realpathSync(join(root, 'sys/dev/block', `${majorOf(number)}:${minorOf(number)}`));
+    return realpathSync(`/sys/dev/block/${majorOf(number)}:${minorOf(number)}`);
   } catch {
     return undefined; // a file system without one device: tmpfs, btrfs, overlays, the network's
   }
