@@ -105,9 +105,9 @@ void Keeper::stop() {
 }
 
 void Keeper::bring_home() {
-  std::deque<std::shared_ptr<Region>> left;
+  std::deque<std::pair<std::shared_ptr<Region>, uint64_t>> left;  // and the block to go on from
   for (auto& region : regions_.all()) {
-    if (!lazily_ && region->blocks() != nullptr && region->blocks()->absent_count() > 0) left.push_back(region);
+    if (!lazily_ && region->blocks() != nullptr && region->blocks()->absent_count() > 0) left.emplace_back(region, 0);
   }
   for (;;) {
     std::pair<std::weak_ptr<Region>, uint64_t> next;
@@ -122,21 +122,22 @@ void Keeper::bring_home() {
     }
     if (auto region = next.first.lock()) {
       load(*region, next.second);
-    } else if (!left.empty() && !load_next_of(*left.front())) {
+    } else if (!left.empty() && !load_next_of(*left.front().first, left.front().second)) {
       left.pop_front();
     }
   }
 }
 
-bool Keeper::load_next_of(Region& region) {
+/// None before `next` is absent any more.
+bool Keeper::load_next_of(Region& region, uint64_t& next) {
   const uint64_t blocks = region.blocks()->blocks();
-  for (uint64_t block = store_->next_stored(region.id(), 0, blocks); block < blocks;
-       block = store_->next_stored(region.id(), block + 1, blocks)) {
-    if (!region.blocks()->absent(block)) continue;
-    load(region, block);
+  for (;; ++next) {
+    next = store_->next_stored(region.id(), next, blocks);
+    if (next >= blocks) return false;
+    if (!region.blocks()->absent(next)) continue;
+    load(region, next++);
     return true;
   }
-  return false;
 }
 
 void Keeper::load(Region& region, uint64_t block) {

@@ -117,7 +117,7 @@ class Keeper {
   bool is_stored(uint64_t region) const;
   void bring_home();
   void load(Region& region, uint64_t block);
-  bool load_next_of(Region& region);
+  bool load_next_of(Region& region, uint64_t& next);
 
   const std::unique_ptr<store::Store> store_;
   const bool lazily_;
