@@ -7,6 +7,7 @@ import { nullRows } from './null.js';
 import { pressureRows } from './pressure.js';
 import { readAheadRows } from './read_ahead.js';
 import type { Row } from './row.js';
+import { storeRows } from './store.js';
 import { streamRows } from './streams.js';
 
 export const rows: readonly Row[] = [
@@ -17,5 +18,6 @@ export const rows: readonly Row[] = [
   ...fileRows,
   ...fuseNativeRows,
   ...pressureRows,
+  ...storeRows,
   ...footprintRows,
 ];

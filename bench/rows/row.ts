@@ -23,7 +23,19 @@ export interface Comparison {
 export interface Row {
   id: string;
   group:
-    'fault' | 'seq' | 'write' | 'direct' | 'warm' | 'copy' | 'files' | 'footprint' | 'null' | 'fuse-native' | 'pressure' | 'read-ahead';
+    | 'fault'
+    | 'seq'
+    | 'write'
+    | 'direct'
+    | 'warm'
+    | 'copy'
+    | 'files'
+    | 'footprint'
+    | 'null'
+    | 'fuse-native'
+    | 'pressure'
+    | 'read-ahead'
+    | 'store';
   /** Undefined: the figure is held against a bound of its own. */
   peer: Peer | undefined;
   /** Measured only where the mount's requests come over io_uring. */
