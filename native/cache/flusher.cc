@@ -282,9 +282,11 @@ Task<int> throttle(PageCache& cache, Lane& lane, File& file, uint64_t offset, ui
       file.lock.lock();
       retry_failed_locked(cache, file);
       file.lock.unlock();
-      if ((co_await flush_pass(cache, lane, file, Which::reachable, 4)).sent > 0) continue;
+      const Pass pass = co_await flush_pass(cache, lane, file, Which::reachable, 4);
+      if (pass.sent > 0 && pass.error == 0) continue;
     }
-    // What is dirty is others' pages, whose flushers are at it, or on its way, or its appliance is away.
+    // What is dirty is others' pages, whose flushers are at it, or on its way, or its appliance is away or refuses it:
+    // at once, so that this would go round without end.
     co_await Sleep(lane.reactor, kNothingToSendNs);
   }
 }

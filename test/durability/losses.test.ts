@@ -119,12 +119,12 @@ for page, byte in pages.items(): assert os.pread(f, 4096, page * 4096) in (bytes
     await timed(actor, `os.close(f)`);
     await actor.do(`os.unlink(${path('big')}); os.unlink(${path('synced')})`);
     // What is gone makes room, and then everything fits again.
-    await until('it fits', async () => (await cluster.extmem('persist', '--all')).code === 0);
+    await until('it fits', async () => (await cluster.extmem('persist', '--all')).code === 0, 60_000);
     await cluster.signal('a1', 'SIGTERM');
     await start();
     await cluster.evict();
     await actor.do(`assert get(${path('first')}) == first`);
-  });
+  }, 120_000);
 
   test('a byte flips in the store: EIO for those pages, everything else is good, and it is counted', async () => {
     await start();

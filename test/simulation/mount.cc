@@ -244,6 +244,8 @@ void Mount::put_regions(const std::vector<RegionGrant>& grants, bool provisioned
     const auto known = known_.find(grant.region);
     if (known != known_.end() && (known->second.second || !writable)) continue;
     fabric::Appliance& appliance = directory_.appliance(grant.appliance);
+    // What the manager told of its restart may have been lost on the way.
+    if (appliance.incarnation < grant.incarnation) put_appliance(appliance.index, grant.incarnation);
     fabric::Region& region = directory_.put_region(grant.region, grant.bytes, appliance, grant.capability);
     if (appliance.incarnation != grant.incarnation) {  // it no longer has it
       directory_.lose_region(grant.region);
