@@ -36,4 +36,6 @@ inline uint64_t wall_ns() {
   return simulated == nullptr ? read_clock_ns(CLOCK_REALTIME) : simulated->wall_ns;
 }
 
+inline uint64_t wall_ms() { return wall_ns() / kMillisecond; }
+
 }  // namespace extmem

@@ -11,8 +11,6 @@
 
 namespace extmem::region {
 
-inline uint64_t wall_ms() { return wall_ns() / 1'000'000; }
-
 struct Grant {
   uint32_t rights = 0;
   uint32_t version = 0;       ///< of the region's access parameters

@@ -22,6 +22,7 @@ class BlockState {
  public:
   static constexpr uint64_t kBytes = store::kBlockBytes;
   static constexpr uint64_t kPages = kBytes / protocol::kPageBytes;
+  static constexpr uint64_t kPerChunk = protocol::kLendBytes / kBytes;
   enum class Presence : uint8_t { here, absent, damaged };
 
   explicit BlockState(uint64_t bytes) : blocks_((bytes + kBytes - 1) / kBytes), changed_(blocks_), absent_(blocks_) {}

@@ -20,7 +20,6 @@ namespace {
 /// Blocks that leave as one write.
 constexpr size_t kRunBytes = 16 * BlockState::kBytes;
 constexpr size_t kMaxWanted = 4096;
-constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
 
 uint64_t hash_of(std::span<const uint8_t> data) { return XXH3_64bits(data.data(), data.size()); }
 
@@ -271,7 +270,7 @@ void Keeper::give_back(Region& region, const Region::Changes& changes, uint64_t 
     if (block >= from) region.blocks()->mark_changed(block * BlockState::kBytes, 1);
   }
   for (uint64_t chunk : changes.chunks) {
-    if ((chunk + 1) * kChunkBlocks > from) region.mark_written(chunk * protocol::kLendBytes, 1);
+    if ((chunk + 1) * BlockState::kPerChunk > from) region.mark_written(chunk * protocol::kLendBytes, 1);
   }
 }
 
@@ -279,7 +278,7 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
   Run run;
   // Between two for whom others wait it comes on by so much, or it never would: also where it has to begin a chunk
   // anew.
-  pass.patience = changes.unseen ? 2 * kChunkBlocks : kRunBytes / BlockState::kBytes;
+  pass.patience = changes.unseen ? 2 * BlockState::kPerChunk : kRunBytes / BlockState::kBytes;
   auto put = [&](uint64_t block) {
     Verdict verdict = give_way(region, run, block, pass);
     if (!verdict.ok() || pass.halt != Halt::no) return verdict;
@@ -310,8 +309,8 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     verdict = put_between(0, blocks);
   } else {
     for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && pass.halt == Halt::no; ++index) {
-      const uint64_t first = changes.chunks[index] * kChunkBlocks;
-      verdict = put_between(std::min(first, blocks), std::min(first + kChunkBlocks, blocks));
+      const uint64_t first = changes.chunks[index] * BlockState::kPerChunk;
+      verdict = put_between(std::min(first, blocks), std::min(first + BlockState::kPerChunk, blocks));
       const bool is_told = std::binary_search(changes.told.begin(), changes.told.end(), changes.chunks[index]);
       if (is_told && pass.halt == Halt::no)
         region.usage().note_told(changes.chunks[index]);  // given back, it comes again

@@ -643,20 +643,20 @@ Region::Changes Region::begin_persist(uint64_t first, uint64_t end) {
   Changes changes{.blocks = {}, .unseen = unseen_.load(), .chunks = {}, .bytes = destroyed_ ? 0 : bytes_};
   end = std::min(end, blocks_->blocks());
   blocks_->take_changed(first, end, changes.blocks);
-  constexpr uint64_t kChunkBlocks = protocol::kLendBytes / BlockState::kBytes;
-  uint64_t first_chunk = first / kChunkBlocks, end_chunk = (end + kChunkBlocks - 1) / kChunkBlocks;
+  uint64_t first_chunk = first / BlockState::kPerChunk,
+           end_chunk = (end + BlockState::kPerChunk - 1) / BlockState::kPerChunk;
   if (!changes.unseen) {
     // Only blocks are looked at: a chunk that they are but a part of is still marked when clients write by themselves.
-    first_chunk = (first + kChunkBlocks - 1) / kChunkBlocks;
-    if (end < blocks_->blocks()) end_chunk = end / kChunkBlocks;
+    first_chunk = (first + BlockState::kPerChunk - 1) / BlockState::kPerChunk;
+    if (end < blocks_->blocks()) end_chunk = end / BlockState::kPerChunk;
   }
   append_lent(changes.chunks, first_chunk, end_chunk);  // first: a loan that ends now leaves its mark
   const size_t lent = changes.chunks.size();
   written_.load(std::memory_order_acquire)->take(changes.chunks, first_chunk, end_chunk);
   // Messages mark blocks as well: where no block is marked, a client wrote by itself.
   for (uint64_t chunk : std::span(changes.chunks).subspan(lent)) {
-    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * kChunkBlocks);
-    if (block == changes.blocks.end() || *block / kChunkBlocks != chunk) changes.told.push_back(chunk);
+    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * BlockState::kPerChunk);
+    if (block == changes.blocks.end() || *block / BlockState::kPerChunk != chunk) changes.told.push_back(chunk);
   }
   std::sort(changes.chunks.begin(), changes.chunks.end());
   changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());

@@ -57,7 +57,7 @@ class Usage {
                       .bytes_written = bytes_written_.load(std::memory_order_relaxed),
                       .told_chunks = told_chunks_.load(std::memory_order_relaxed),
                       .last_access_ms = last_access_ms_.load(std::memory_order_relaxed)};
-    const uint64_t now = wall_ns() / 1'000'000;
+    const uint64_t now = wall_ms();
     for (uint64_t chunk = 0; chunk < chunks_; ++chunk) {
       const uint64_t heat = cooled(heat_[chunk].load(std::memory_order_relaxed), age_of(now));
       if (heat > 0) usage.hot.push_back({chunk * protocol::kLendBytes, static_cast<double>(heat) / kUse});
@@ -90,7 +90,7 @@ class Usage {
     warm(offset / protocol::kLendBytes, touch());
   }
   uint64_t touch() {
-    const uint64_t now = wall_ns() / 1'000'000;
+    const uint64_t now = wall_ms();
     last_access_ms_.store(now, std::memory_order_relaxed);
     return now;
   }

@@ -1,7 +1,7 @@
 /**
  * What the kernel says of the device that a backing store lies on: the block device itself, or the one behind the file system.
  */
-import { realpathSync, statSync, statfsSync, type Stats } from 'node:fs';
+import { realpathSync, statSync, statfsSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import type { StoreHealth } from '../base/messages.js';
 import { read } from './memory.js';
@@ -10,18 +10,16 @@ export type StoreDevice = Pick<StoreHealth, 'device' | 'readOnly' | 'errors' | '
 
 /** Of a path where something is, else of its folder. */
 export function storeDevice(path: string): StoreDevice {
-  const found = statOf(path) ?? statOf(dirname(path));
-  if (found === undefined) return {};
-  const isDevice = found.isBlockDevice();
-  return { ...describeDevice(isDevice ? found.rdev : found.dev), ...(isDevice ? {} : { freeBytes: freeOf(path) }) };
-}
-
-function statOf(path: string): Stats | undefined {
-  return statSync(path, { throwIfNoEntry: false });
+  for (const place of [path, dirname(path)]) {
+    const found = statSync(place, { throwIfNoEntry: false });
+    if (found?.isBlockDevice() === true) return describeDevice(found.rdev);
+    if (found !== undefined) return { ...describeDevice(found.dev), freeBytes: freeOf(place) };
+  }
+  return {};
 }
 
 function freeOf(path: string): number {
-  const { bavail, bsize } = statfsSync(statOf(path) === undefined ? dirname(path) : path);
+  const { bavail, bsize } = statfsSync(path);
   return bavail * bsize;
 }
 

@@ -133,8 +133,8 @@ TEST_CASE("whatever of a capability is changed, it is no capability") {
     uint64_t id = 1;
     for (auto* forge : forgeries) {
       Holder holder(process, transport, ++id);
-      auto capability = holder.capability(
-          {.rights = kRead, .not_after = region::wall_ms() + 3'600'000, .via = both(via_of(transport))});
+      auto capability =
+          holder.capability({.rights = kRead, .not_after = wall_ms() + 3'600'000, .via = both(via_of(transport))});
       CHECK(holder.read(holder.put(capability)) == Status::ok);
       Holder forger(process, transport, id + 100);
       capability.client = forger.credentials.client;
@@ -184,10 +184,10 @@ TEST_CASE("a version that the appliance knew already takes nothing away") {
 TEST_CASE("when the time is over, what was handed out is taken back, and the capability is void") {
   over_plain_transports([](ApplianceProcess& process, const Transport& transport) {
     Holder holder(process, transport);
-    const uint64_t end = region::wall_ms() + 400;
+    const uint64_t end = wall_ms() + 400;
     auto& region = holder.give({.not_after = end});
     CHECK(holder.write(region) == Status::ok);
-    while (region::wall_ms() <= end) usleep(10'000);
+    while (wall_ms() <= end) usleep(10'000);
     process.command("overdue");
     CHECK(holder.read(region) == Status::forbidden);
     CHECK(holder.write(region) == Status::forbidden);

@@ -8,8 +8,9 @@ import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import type { HealthAnswer } from '../../src/manager/index.js';
 import { until } from '../until.js';
 import { Actor } from '../mount/actor.js';
-import { clusterStatus, quote, timed } from '../mount/bad_days.js';
-import { succeed, TestCluster } from '../mount/cluster.js';
+import { quote, timed } from '../mount/bad_days.js';
+import { succeed, TestCluster, type Role } from '../mount/cluster.js';
+import { startWithStore } from './start.js';
 
 const MIB = 1 << 20;
 let cluster: TestCluster;
@@ -17,10 +18,7 @@ let actor: Actor;
 let undo: (() => Promise<unknown>)[];
 
 const path = (name: string): string => quote(cluster.mount().path(name));
-const start = async (store: string): Promise<void> => {
-  await cluster.startAppliance('a1', '--store', store);
-  await until('the manager counts it', async () => (await clusterStatus(cluster)).appliances[0]?.state === 'up');
-};
+const start = (store: string): Promise<Role> => startWithStore(cluster, store);
 const health = async (): Promise<HealthAnswer['appliances'][number]> => {
   const { stdout, stderr } = await cluster.extmem('health', '--json');
   const [one] = (JSON.parse(stdout) as HealthAnswer).appliances;

@@ -8,8 +8,9 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { until } from '../until.js';
 import { Actor } from '../mount/actor.js';
-import { clusterStatus, quote, timed } from '../mount/bad_days.js';
-import { TestCluster } from '../mount/cluster.js';
+import { quote, timed } from '../mount/bad_days.js';
+import { TestCluster, type Role } from '../mount/cluster.js';
+import { startWithStore } from './start.js';
 
 const BLOCK = 65536;
 
@@ -18,10 +19,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   let actor: Actor;
   const path = (name: string): string => quote(cluster.mount().path(name));
   const store = (): string => join(cluster.folder, 'store');
-  const start = async (...flags: string[]): Promise<void> => {
-    await cluster.startAppliance('a1', '--store', store(), ...flags);
-    await until('the manager counts it', async () => (await clusterStatus(cluster)).appliances[0]?.state === 'up');
-  };
+  const start = (...flags: string[]): Promise<Role> => startWithStore(cluster, store(), ...flags);
   const crash = async (...flags: string[]): Promise<void> => {
     await cluster.signal('a1', 'SIGKILL');
     await start(...flags);

@@ -10,17 +10,14 @@ import { until } from '../until.js';
 import { Actor } from '../mount/actor.js';
 import { clusterStatus, quote } from '../mount/bad_days.js';
 import { TestCluster, within, type Role } from '../mount/cluster.js';
+import { startWithStore } from './start.js';
 
 const MIB = 1 << 20;
 const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '256M', appliances: 0 });
 const gone = join(cluster.folder, 'power is gone');
 let actor: Actor;
 
-const start = async (...flags: string[]): Promise<Role> => {
-  const role = await cluster.startAppliance('a1', '--store', join(cluster.folder, 'store'), ...flags);
-  await until('the manager counts it', async () => (await clusterStatus(cluster)).appliances[0]?.state === 'up');
-  return role;
-};
+const start = (...flags: string[]): Promise<Role> => startWithStore(cluster, join(cluster.folder, 'store'), ...flags);
 const path = (name: string): string => quote(cluster.mount().path(name));
 
 beforeAll(async () => {

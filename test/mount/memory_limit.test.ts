@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { setInterval } from 'node:timers/promises';
 import { MemoryCgroup } from './cgroup.js';
 import { succeed, TestCluster } from './cluster.js';
+import { verifiedWriters } from './pressure_programs.js';
 
 const MIB = 1 << 20;
 const CACHE = 8 * MIB;
@@ -125,20 +126,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   }, 120_000);
 
   test('writers at random places, verified', async () => {
-    await expectWithinLimit(
-      'fio',
-      '--name=verify',
-      `--directory=${cluster.mount().mountPoint}`,
-      '--ioengine=psync',
-      '--rw=randwrite',
-      '--bs=16k',
-      '--numjobs=2',
-      `--size=${WORKING_SET / 2}`,
-      '--verify=crc32c',
-      '--verify_fatal=1',
-      '--fallocate=none',
-      '--verify_state_save=0',
-    );
+    await expectWithinLimit(...verifiedWriters(cluster.mount().mountPoint, WORKING_SET));
   }, 120_000);
 
   test('many small files, which are closed', async () => {

@@ -1,5 +1,23 @@
 /** What applications do while memory is short; each checks every byte that it reads, and prints its longest single access in ms. */
 
+/** Two that write at random places of a file each, buffered, so many bytes together, and check what they wrote. */
+export function verifiedWriters(folder: string, bytes: number): string[] {
+  return [
+    'fio',
+    '--name=verify',
+    `--directory=${folder}`,
+    '--ioengine=psync',
+    '--rw=randwrite',
+    '--bs=16k',
+    '--numjobs=2',
+    `--size=${bytes / 2}`,
+    '--verify=crc32c',
+    '--verify_fatal=1',
+    '--fallocate=none',
+    '--verify_state_save=0',
+  ];
+}
+
 /** Writes every page of a shared mapping in random order, then reads all of them; prints the longest single access in ms. */
 export const SHARED_WRITER = `
 import mmap, os, random, sys, time

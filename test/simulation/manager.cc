@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/protocol.h"
 #include "simulation/keys.h"
 
@@ -11,7 +12,6 @@ namespace extmem::simulation {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kRecallNs = protocol::kRecallTimeoutMs * kMillisecond;
 constexpr uint64_t kCreateNs = 1000 * kMillisecond;
 constexpr uint64_t kRegionBytes = protocol::kSlabRegionBytes;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/clock.h"
 #include "cache/file_control.h"
 #include "cache/reader.h"
 #include "cache/renewal.h"
@@ -16,7 +17,6 @@ namespace extmem::simulation {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 /// A manager that says nothing for so long is taken for gone.
 constexpr uint64_t kManagerSilenceNs = 3000 * kMillisecond;
 /// An open may have to wait for a fence.

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/clock.h"
+
 namespace extmem::simulation {
 
 namespace {
 
-constexpr uint64_t kMillisecond = 1'000'000;
 constexpr unsigned kAppliances = 2;
 constexpr unsigned kMounts = 3;
 constexpr unsigned kWorkers = 2;  // of each mount
