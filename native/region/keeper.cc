@@ -20,6 +20,10 @@ namespace {
 /// Blocks that leave as one write.
 constexpr size_t kRunBytes = 16 * BlockState::kBytes;
 constexpr size_t kMaxWanted = 4096;
+/// Of blocks that come home unasked: so many before it is looked whether somebody waits for others; so many are on
+/// their way from the device meanwhile.
+constexpr uint64_t kStretchBlocks = 8, kAheadBlocks = 256;
+constexpr unsigned kMaxBringers = 4;
 
 uint64_t hash_of(std::span<const uint8_t> data) { return XXH3_64bits(data.data(), data.size()); }
 
@@ -91,7 +95,13 @@ void Keeper::restore_records(Region& region) {
 }
 
 void Keeper::start() {
-  bringer_ = std::thread([this] { bring_home(); });
+  for (auto& region : regions_.all()) {
+    if (!lazily_ && region->blocks() != nullptr && region->blocks()->absent_count() > 0)
+      left_.push_back({.region = region});
+  }
+  // Where there are several, one waits for the device while another checks and copies.
+  const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1U, kMaxBringers);
+  while (bringers_.size() < threads) bringers_.emplace_back([this] { bring_home(); });
 }
 
 void Keeper::stop() {
@@ -100,43 +110,43 @@ void Keeper::stop() {
     stopping_ = true;
     wanted_changed_.notify_all();
   }
-  if (bringer_.joinable()) bringer_.join();
+  for (std::thread& bringer : bringers_) bringer.join();
+  bringers_.clear();
 }
 
 void Keeper::bring_home() {
-  std::deque<std::pair<std::shared_ptr<Region>, uint64_t>> left;  // and the block to go on from
-  for (auto& region : regions_.all()) {
-    if (!lazily_ && region->blocks() != nullptr && region->blocks()->absent_count() > 0) left.emplace_back(region, 0);
-  }
   for (;;) {
-    std::pair<std::weak_ptr<Region>, uint64_t> next;
+    std::pair<std::weak_ptr<Region>, uint64_t> wanted;
+    Stretch stretch;
     {
       std::unique_lock guard(wanted_lock_);
-      wanted_changed_.wait(guard, [&] { return stopping_ || !wanted_.empty() || !left.empty(); });
+      wanted_changed_.wait(guard, [&] { return stopping_ || !wanted_.empty() || !left_.empty(); });
       if (stopping_) return;
       if (!wanted_.empty()) {
-        next = std::move(wanted_.front());
+        wanted = std::move(wanted_.front());
         wanted_.pop_front();
+      } else {
+        stretch = take_stretch();
       }
     }
-    if (auto region = next.first.lock()) {
-      load(*region, next.second);
-    } else if (!left.empty() && !load_next_of(*left.front().first, left.front().second)) {
-      left.pop_front();
-    }
+    if (auto region = wanted.first.lock()) load(*region, wanted.second);
+    if (!stretch.region) continue;
+    store_->start_reading(stretch.region->id(), stretch.soon_first, stretch.soon_end);
+    for (uint64_t block = stretch.first; block < stretch.end; ++block) load(*stretch.region, block);
   }
 }
 
-/// None before `next` is absent any more.
-bool Keeper::load_next_of(Region& region, uint64_t& next) {
-  const uint64_t blocks = region.blocks()->blocks();
-  for (;; ++next) {
-    next = store_->next_stored(region.id(), next, blocks);
-    if (next >= blocks) return false;
-    if (!region.blocks()->absent(next)) continue;
-    load(region, next++);
-    return true;
-  }
+/// Of what is left, with wanted_lock_ held.
+Keeper::Stretch Keeper::take_stretch() {
+  Left& left = left_.front();
+  const uint64_t blocks = left.region->blocks()->blocks();
+  const uint64_t first = store_->next_stored(left.region->id(), left.next, blocks);
+  const uint64_t soon = std::max(left.ahead, first);
+  left.next = std::min(blocks, first + kStretchBlocks);
+  left.ahead = std::min(blocks, first + kAheadBlocks);
+  Stretch stretch{left.region, first, left.next, soon, left.ahead};
+  if (left.next == blocks) left_.pop_front();
+  return stretch;
 }
 
 void Keeper::load(Region& region, uint64_t block) {

@@ -3,8 +3,8 @@
 //
 // Threads: persist, settle_freed and remove may be called by any; one of them is at work at a time. persist takes its
 // time and lets the others, for which somebody waits, go first; in the background it lets every other persist go first
-// too, and keeps to a rate. A thread of its own brings absent blocks home: those that somebody waits for first, then
-// all others.
+// too, and keeps to a rate. Threads of its own bring absent blocks home: those that somebody waits for first, then all
+// others.
 #pragma once
 
 #include <array>
@@ -74,6 +74,16 @@ class Keeper {
     uint64_t first = 0;
     std::vector<uint8_t> bytes;
   };
+  /// A region whose blocks come home without being asked for: those before `next` were, those before `ahead` are read.
+  struct Left {
+    std::shared_ptr<Region> region;
+    uint64_t next = 0, ahead = 0;
+  };
+  /// Blocks to be brought home, and those that will soon be.
+  struct Stretch {
+    std::shared_ptr<Region> region;
+    uint64_t first = 0, end = 0, soon_first = 0, soon_end = 0;
+  };
   enum class Halt : uint8_t { no, gone, interrupted };
   /// Of one persist().
   struct Pass {
@@ -116,8 +126,8 @@ class Keeper {
   store::Verdict put_records(Region& region);
   bool is_stored(uint64_t region) const;
   void bring_home();
+  Stretch take_stretch();
   void load(Region& region, uint64_t block);
-  bool load_next_of(Region& region, uint64_t& next);
 
   const std::unique_ptr<store::Store> store_;
   const bool lazily_;
@@ -137,8 +147,9 @@ class Keeper {
   mutable std::mutex wanted_lock_;
   std::condition_variable wanted_changed_;
   std::deque<std::pair<std::weak_ptr<Region>, uint64_t>> wanted_;
+  std::deque<Left> left_;
   bool stopping_ = false;
-  std::thread bringer_;
+  std::vector<std::thread> bringers_;
   std::atomic<uint64_t> persisted_blocks_{0}, persisted_bytes_{0}, unreadable_{0};
   std::atomic<uint64_t> persist_ns_{0};
 };

@@ -23,6 +23,8 @@ class BlockFile {
   virtual Verdict sync() = 0;
   /// Starts the way to the device of what was written there; a hint.
   virtual void start_writing([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint64_t bytes) {}
+  /// It will be read soon; a hint.
+  virtual void start_reading([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint64_t bytes) {}
   /// The bytes are not needed any more; a hint. What is read there afterwards is anything.
   virtual void discard([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint64_t bytes) {}
   /// Takes room up to there, so that writes below do not fail for want of it.

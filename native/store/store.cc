@@ -362,6 +362,21 @@ Verdict Store::read(uint64_t region, uint64_t block, std::span<uint8_t, kBlockBy
   return damaged;
 }
 
+void Store::start_reading(uint64_t region, uint64_t first, uint64_t end) {
+  uint64_t at = 0, bytes = 0;  // what lies side by side is read as one
+  for (uint64_t block = next_stored(region, first, end); block < end; block = next_stored(region, block + 1, end)) {
+    const auto entry = copy_entry(region, block);
+    if (!entry || entry->cell == 0) continue;
+    if (entry->cell * kCellBytes != at + bytes) {
+      if (bytes > 0) file_->start_reading(at, bytes);
+      at = entry->cell * kCellBytes;
+      bytes = 0;
+    }
+    bytes += cells_of(entry->bytes) * kCellBytes;
+  }
+  if (bytes > 0) file_->start_reading(at, bytes);
+}
+
 Verdict Store::read_records(uint64_t region, std::vector<uint8_t>& into) {
   into.clear();
   std::vector<Piece> pieces;

@@ -68,6 +68,8 @@ class Store {
   // Reads.
   /// A whole block.
   Verdict read(uint64_t region, uint64_t block, std::span<uint8_t, kBlockBytes> into);
+  /// Blocks from `first` up to `end` will be read soon; a hint.
+  void start_reading(uint64_t region, uint64_t first, uint64_t end);
   Verdict read_records(uint64_t region, std::vector<uint8_t>& into);
   /// The first block from there on that is not zeros, up to `end`.
   uint64_t next_stored(uint64_t region, uint64_t block, uint64_t end) const;

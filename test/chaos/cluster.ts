@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { isAlive, TestHosts } from '../mount/hosts.js';
+import { python } from '../python.js';
 import { until } from '../until.js';
 
 const HEALED_MS = 120_000;
@@ -74,6 +75,6 @@ export class ChaosCluster {
 
 function setAttribute(path: string, name: string, value: string): void {
   const script = 'import os, sys; os.setxattr(sys.argv[1], sys.argv[2], sys.argv[3].encode())';
-  const { status, stderr } = spawnSync('python3', ['-c', script, path, name, value], { encoding: 'utf8' });
+  const { status, stderr } = spawnSync(python, ['-c', script, path, name, value], { encoding: 'utf8' });
   if (status !== 0) throw new Error(`${name} of ${path} cannot be set: ${stderr}`);
 }

@@ -6,6 +6,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { python } from '../python.js';
 import { until } from '../until.js';
 
 export interface Report {
@@ -178,11 +179,11 @@ export class Workload {
   }
 
   static pages(folder: string, seed: number): Workload {
-    return new Workload('pages', python(PAGES, folder, seed), reportIn);
+    return new Workload('pages', startScript(PAGES, folder, seed), reportIn);
   }
 
   static database(folder: string, seed: number): Workload {
-    return new Workload('sqlite3', python(DATABASE, folder, seed), reportIn);
+    return new Workload('sqlite3', startScript(DATABASE, folder, seed), reportIn);
   }
 
   /** fio writes blocks that carry checksums, and verifies each some blocks later. */
@@ -241,6 +242,6 @@ function reportIn(output: string): Report {
   return JSON.parse(output.trim().split('\n').at(-1) ?? '') as Report;
 }
 
-function python(script: string, folder: string, seed: number): ChildProcess {
-  return spawn('python3', ['-c', script, folder, String(seed)], { stdio: ['ignore', 'pipe', 'pipe'] });
+function startScript(script: string, folder: string, seed: number): ChildProcess {
+  return spawn(python, ['-c', script, folder, String(seed)], { stdio: ['ignore', 'pipe', 'pipe'] });
 }

@@ -4,6 +4,7 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { python } from '../python.js';
 
 const SERVER = `
 import ast, ctypes, errno, fcntl, hashlib, json, mmap, os, random, stat, struct, sys
@@ -52,7 +53,7 @@ export class Actor {
   private complaint = '';
 
   constructor(folder?: string) {
-    this.child = spawn('python3', ['-u', '-c', SERVER], {
+    this.child = spawn(python, ['-ISu', '-c', SERVER], {
       stdio: ['pipe', 'pipe', 'pipe'],
       ...(folder === undefined ? {} : { cwd: folder }),
     });

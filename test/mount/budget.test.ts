@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
+import { python } from '../python.js';
 import { hasProgram, succeed, TestCluster } from './cluster.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
@@ -62,7 +63,7 @@ async function countCalls(): Promise<() => Promise<Map<string, number>>> {
 
 /** A program that says when it is ready, waits for a line, works, and ends: only its work is counted. */
 async function counted(script: string): Promise<Counts> {
-  const child: ChildProcess = spawn('python3', ['-c', script], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const child: ChildProcess = spawn(python, ['-c', script], { stdio: ['pipe', 'pipe', 'inherit'] });
   if (child.stdin === null || child.stdout === null) throw new Error('no pipes');
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
   expect((await lines.next()).value).toBe('ready');

@@ -4,6 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { setInterval } from 'node:timers/promises';
+import { python } from '../python.js';
 import { MemoryCgroup } from './cgroup.js';
 import { succeed, TestCluster } from './cluster.js';
 import { verifiedWriters } from './pressure_programs.js';
@@ -69,7 +70,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     await cluster.startMount('m1', '--memory-limit', `${LIMIT}`);
     // The programs' own pages are not of our files.
     for (const program of [
-      ['python3', '-c', 'import mmap, random'],
+      [python, '-c', 'import mmap, random'],
       ['dd', '--version'],
       ['fio', '--version'],
     ])
@@ -118,11 +119,11 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   }, 120_000);
 
   test('a reader through a mapping, forwards and at random', async () => {
-    await expectWithinLimit('python3', '-c', MAPPED_READER, path('large'), '3');
+    await expectWithinLimit(python, '-c', MAPPED_READER, path('large'), '3');
   }, 120_000);
 
   test('stores through a shared mapping', async () => {
-    await expectWithinLimit('python3', '-c', MAPPED_WRITER, path('mapped'), String(WORKING_SET), '5');
+    await expectWithinLimit(python, '-c', MAPPED_WRITER, path('mapped'), String(WORKING_SET), '5');
   }, 120_000);
 
   test('writers at random places, verified', async () => {
@@ -130,6 +131,6 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   }, 120_000);
 
   test('many small files, which are closed', async () => {
-    await expectWithinLimit('python3', '-c', SMALL_FILES, path('small'), String(WORKING_SET / 65536), '65536');
+    await expectWithinLimit(python, '-c', SMALL_FILES, path('small'), String(WORKING_SET / 65536), '65536');
   }, 120_000);
 });

@@ -4,6 +4,7 @@
  * the other two pairs of transport and arrangement.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { python } from '../python.js';
 import { LIMIT_MS } from './bad_days.js';
 import { MemoryCgroup } from './cgroup.js';
 import { succeed, TestCluster } from './cluster.js';
@@ -47,7 +48,7 @@ describe.each(chosen)('over %s, application and mount %s', (transport, how) => {
   };
 
   test('stores through a shared mapping of four times the memory', async () => {
-    const longest = await inside('python3', '-c', SHARED_WRITER, cluster.mount().path('mapped'), String(WORKING_SET), '7');
+    const longest = await inside(python, '-c', SHARED_WRITER, cluster.mount().path('mapped'), String(WORKING_SET), '7');
     expect(Number(longest)).toBeLessThan(LIMIT_MS);
   }, 180_000);
 

@@ -5,6 +5,7 @@
 import { mkdirSync, symlinkSync, utimesSync, writeFileSync, chmodSync, linkSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { python } from '../python.js';
 import { hashFile, makeRandomFile, succeed, TestCluster } from './cluster.js';
 
 /** Odd, so that the last page is part of one; larger than the cache, so that it is read from the appliances. */
@@ -165,15 +166,15 @@ for _ in range(3000):
     m[at:at + 800] = random.randbytes(800)
 m.flush()
 print(hashlib.sha256(m[:]).hexdigest())`;
-    const stored = await succeed('python3', ['-c', store, file]);
+    const stored = await succeed(python, ['-c', store, file]);
     const map = `
 import mmap, os, hashlib, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
 print(hashlib.sha256(mmap.mmap(fd, 0, prot=mmap.PROT_READ)[:]).hexdigest())`;
-    expect(await succeed('python3', ['-c', map, file])).toBe(stored);
+    expect(await succeed(python, ['-c', map, file])).toBe(stored);
     expect(`${await hashAfterEviction('mapped')}\n`).toBe(stored);
     await cluster.evict();
-    expect(await succeed('python3', ['-c', map, file])).toBe(stored);
+    expect(await succeed(python, ['-c', map, file])).toBe(stored);
   });
 
   test('no program left an error behind', async () => {

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { open, rm, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FileResidency } from '../../src/fs/residency.js';
+import { python } from '../python.js';
 import { makeRandomFile, hashFile, run, succeed, TestCluster } from './cluster.js';
 
 const MIB = 1 << 20;
@@ -69,7 +70,7 @@ subprocess.run(sys.argv[2:], check=True, stdout=subprocess.DEVNULL)
 assert mapping[4096:4101] == b'dirty'
 os._exit(0)`;
     const cliOf = [process.execPath, join(import.meta.dirname, '../../src/cli/main.js'), 'evict', path('other')];
-    const { code, stderr } = await run('python3', ['-c', program, path('other'), ...cliOf], cluster.environment);
+    const { code, stderr } = await run(python, ['-c', program, path('other'), ...cliOf], cluster.environment);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     const file = await open(path('other'));
     const { buffer } = await file.read(Buffer.alloc(5), 0, 5, 4096);
@@ -81,7 +82,7 @@ os._exit(0)`;
     const [pinned] = await extmem('pin', path('small'));
     expect(pinned).toMatchObject({ pinned: true, pinnedBytes: 2 * MIB });
     for (let round = 0; round < 3; round += 1) {
-      await succeed('python3', ['-c', `import os; os.posix_fadvise(os.open('${path('large')}', 0), 0, 0, os.POSIX_FADV_DONTNEED)`]);
+      await succeed(python, ['-c', `import os; os.posix_fadvise(os.open('${path('large')}', 0), 0, 0, os.POSIX_FADV_DONTNEED)`]);
       await readAll('large');
     }
     await extmem('evict', path('small')); // what is pinned stays
@@ -168,7 +169,7 @@ for page in ${pages}:
     assert len(os.pread(fd, 4096, page * 4096)) == 4096`;
       await extmem('evict', path('large'));
       const { cache: before = {} } = await cluster.statistics();
-      await succeed('python3', ['-c', program, path('large')]);
+      await succeed(python, ['-c', program, path('large')]);
       const { cache: after = {} } = await cluster.statistics();
       const of = (name: string): number => (after[name] ?? 0) - (before[name] ?? 0);
       const asked = of('hits') + of('misses');

@@ -1,4 +1,5 @@
 /** A sandbox for one program: system calls that are answered with EPERM, as seccomp profiles of containers do. */
+import { python } from '../python.js';
 
 /** Their numbers are the same on every architecture. */
 export const systemCalls = { io_uring_setup: 425, io_uring_enter: 426 } as const;
@@ -19,5 +20,5 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 /** To be put before a program and its arguments. */
 export function forbidding(...names: (keyof typeof systemCalls)[]): string[] {
-  return ['python3', '-c', SCRIPT, names.map((name) => systemCalls[name]).join(',')];
+  return [python, '-c', SCRIPT, names.map((name) => systemCalls[name]).join(',')];
 }
