@@ -3,7 +3,7 @@ import { cold, measureDirect, measureFaults, program } from '../measure.js';
 import { MIB } from '../targets/target.js';
 import type { Comparison, Row } from './row.js';
 
-const FAULT_BYTES = 64 * MIB;
+export const FAULT_BYTES = 64 * MIB;
 const STORES = 8192;
 
 const REACH: Comparison['reach'] = { shm: 0.2, tcp: 0.35 };
