@@ -113,8 +113,13 @@ export type ClientRange = Static<typeof ClientRange>;
 const ClientRanges = Type.Array(ClientRange);
 
 /** The file as a client needs it to read and write: which mode was granted, where its bytes are, and the regions to attach. */
+/** In which way a client has a file open. */
+const OpenState = Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write')]);
+
 export const FileGrant = Type.Object({
   mode: DelegationMode,
+  /** Of mode write: which delegation it is. None has the number of another one of the same client and file. */
+  delegation: Type.Optional(Bytes),
   attr: Attr,
   record: Blob,
   regions: Type.Array(RegionGrant),
@@ -314,6 +319,17 @@ export const clientOperations = {
   acquire: operation(Type.Object({ ino: Id, mode: Type.Union([Type.Literal('read'), Type.Literal('write')]) }), FileGrant),
   /** Gives a delegation back (no handle is open any more). An unlinked inode goes with its last holder. */
   release: operation(Type.Object({ ino: Id, record: Type.Optional(Blob) }), Empty),
+  /** A write delegation that was recalled is given up: everything is written back, this is the last record, and so is the file open
+   *  from now on. Comes before the recall is answered, and again until it is answered; taken once (`delegation`, as it was granted). */
+  gaveUp: operation(
+    Type.Object({
+      ino: Id,
+      delegation: Bytes,
+      open: OpenState,
+      record: Blob,
+    }),
+    Empty,
+  ),
   /** Records of files whose write delegation is held: size, times, change counter and extents become the manager's. Answered when they survive its death. */
   commit: operation(
     Type.Object({ records: Type.Array(Blob) }),
@@ -376,8 +392,7 @@ export const clientPushes = {
   recall: operation(
     Type.Object({ ino: Id, to: DelegationMode }),
     Type.Object({
-      open: Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write')]),
-      record: Type.Optional(Blob),
+      open: OpenState,
       locks: Type.Optional(Type.Array(Lock)),
     }),
   ),

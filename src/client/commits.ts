@@ -49,7 +49,7 @@ export class Commits {
   async recommit(): Promise<void> {
     const changed: Pending[] = [];
     for (const file of [...this.held.all()]) {
-      if (file.mode !== 'write' || file.unlinked) continue;
+      if (file.delegation === undefined || file.unlinked) continue;
       if (file.uncertain) {
         await this.held.reacquire(file);
       } else if (this.native.fileState(file.ino)?.recordChanged === true) {

@@ -27,12 +27,14 @@ export type OpenMode = 'read' | 'write';
 /** Nothing is being done with a file. */
 const UNTOUCHED = {
   ...{ uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false },
-  ...{ handingOver: false, paused: false, unclean: false },
+  ...{ handingOver: false, paused: false, unclean: false, delegation: undefined },
 } as const;
 
 export interface HeldFile {
   readonly ino: number;
   mode: NativeMode;
+  /** The write delegation whose last record the manager has not been given: as long as it is set, native's is the newer one. */
+  delegation: number | undefined;
   /** The strongest right that the manager was asked for: what a shared file may be opened for. */
   asked: OpenMode;
   readers: number;
@@ -300,7 +302,7 @@ export class HeldFiles {
       return;
     }
     if (this.files.get(ino) !== file) return; // fenced once more
-    const { attr, mode, record } = grant;
+    const { attr, mode, record, delegation } = grant;
     if (mode === 'none') throw new ExtmemError('EIO', `renewing inode ${ino}: the manager granted nothing`);
     this.regions.put(grant.regions);
     this.native.renewFile(ino, mode, record);
@@ -308,6 +310,7 @@ export class HeldFiles {
     this.native.setOwnRegions(ino, attr.ownRegions === true);
     Object.assign(file, {
       mode,
+      delegation,
       asked,
       attr,
       attrChange: attr.change,
@@ -335,7 +338,7 @@ export class HeldFiles {
   }
 
   private install(grant: FileGrant, asked: OpenMode): HeldFile {
-    const { attr, mode, record } = grant;
+    const { attr, mode, record, delegation } = grant;
     if (mode === 'none') throw new ExtmemError('EIO', `opening inode ${attr.ino}: the manager granted nothing`);
     this.regions.put(grant.regions);
     const before = this.files.get(attr.ino);
@@ -358,6 +361,7 @@ export class HeldFiles {
       kernelPagesValid: closedAt !== undefined && closedAt === this.native.fileState(attr.ino)?.change,
       unlinked: attr.nlink === 0,
       ...UNTOUCHED,
+      delegation,
       attrChange: attr.change,
       recordChange: attr.change,
       isVoid: false,
@@ -371,17 +375,20 @@ export class HeldFiles {
   }
 
   /** Another mode for a file that is known here: by an acquire's answer, or because the others went away. */
-  installAgain(file: HeldFile, { mode, attr, record }: FileGrant): void {
+  installAgain(file: HeldFile, { mode, attr, record, delegation }: FileGrant): void {
     if (mode === 'none') return;
     file.turn += 1;
-    const nativeIsNewer = file.mode === 'write' && mode === 'write' && !file.uncertain;
+    const nativeIsNewer = file.delegation !== undefined && file.delegation === delegation && !file.uncertain;
     if (file.mode === 'write' && !nativeIsNewer) file.recordChange = 0; // given up, or uncertain: the manager's is the truth
     if (!nativeIsNewer) {
       this.noteRecord(file, record);
       this.native.putFile(file.ino, mode);
+    } else if (file.mode !== mode) {
+      this.native.putFile(file.ino, mode); // it could not be given up
     }
     if (file.mode === 'shared' || mode === 'shared') file.kernelPagesValid = false;
     file.mode = mode;
+    file.delegation = delegation;
     file.uncertain = false;
     this.noteAttr(attr);
   }
@@ -426,7 +433,7 @@ export class HeldFiles {
   private async release(file: HeldFile): Promise<void> {
     const { ino } = file;
     let record: Uint8Array | undefined;
-    if (file.mode === 'write') {
+    if (isToTell(file)) {
       if (!file.unlinked && (this.native.fileState(ino)?.dirtyBytes ?? 0) > 0) await this.native.flushFile(ino);
       if (this.files.get(ino) !== file) return; // fenced meanwhile: it is not ours to give back
       // Also of an unlinked file: only so does the manager learn which of our pieces are free again.
@@ -439,6 +446,11 @@ export class HeldFiles {
 
 export function isOpen(file: HeldFile): boolean {
   return file.readers + file.writers > 0;
+}
+
+/** It has what the manager has not. What it could not give up, and may not write any more, is lost. */
+function isToTell({ mode, delegation, mayWrite }: HeldFile): boolean {
+  return mode === 'write' || (delegation !== undefined && mayWrite);
 }
 
 function suffices(file: HeldFile, mode: OpenMode): boolean {

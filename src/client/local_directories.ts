@@ -113,7 +113,8 @@ export class LocalDirectories {
       ...{ atime: at, mtime: at, ctime: at, change: 1 },
     };
     const header = { ino, ...directory.layout, stripeUnit: STRIPE_UNIT_BYTES, size: 0, mtime: at, ctime: at, change: 1, epoch: 1 };
-    const file = held.openGranted({ mode: 'write', attr, record: encodeRecord({ ...header, extents: [] }), regions: [] }, asked.open);
+    const record = encodeRecord({ ...header, extents: [] });
+    const file = held.openGranted({ mode: 'write', delegation: 0, attr, record, regions: [] }, asked.open);
     native.setUnannounced(ino, true);
     return file;
   }

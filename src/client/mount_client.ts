@@ -11,6 +11,7 @@ import type { NativeMount } from '../binding/index.js';
 import { AttributeCache } from './attribute_cache.js';
 import { BoundedWait } from './bounded_wait.js';
 import { Commits } from './commits.js';
+import { GivenUp } from './given_up.js';
 import { Cuts } from './cuts.js';
 import { DirectoryActivity } from './directory_activity.js';
 import { HeldFiles } from './held_files.js';
@@ -64,6 +65,7 @@ export class MountClient {
   private readonly session: ClientSession;
   private readonly regions: KnownRegions;
   private readonly commits: Commits;
+  private readonly givenUp: GivenUp;
   private readonly reserve: Reserve;
   private readonly upcalls: Upcalls;
   private readonly pushes: Pushes;
@@ -87,6 +89,7 @@ export class MountClient {
     this.held.onWriteEnded = (ino) => this.cache.dropAttr(ino);
     this.locks = new LockKeeper(journal, native, this.held);
     this.commits = new Commits(journal, native, this.held, log);
+    this.givenUp = new GivenUp(journal, this.held, log);
     this.cuts = new Cuts(journal, native, this.held, this.regions);
     this.reserve = new Reserve(journal, native, this.regions, log, options.reserveBytes);
     const wait = new BoundedWait(log);
@@ -210,10 +213,12 @@ export class MountClient {
   }
 
   private async resumed(hello: Hello): Promise<void> {
-    const named = this.directories.sessionResumed(); // before anything else is asked
+    const named = this.directories.sessionResumed(); // before anything else is asked: what was given up may have a name of these
+    const givenUp = this.givenUp.deliverAll(); // before anything but that
     const restated = this.locks.restate();
     this.regions.putAppliances(hello.appliances);
     await named;
+    await givenUp;
     await restated;
     await this.commits.recommit();
     this.held.giveBackOwed();
@@ -248,9 +253,10 @@ export class MountClient {
   private parts(): Pick<MountClient, 'manager' | 'native' | 'log' | 'cache' | 'held' | 'locks' | 'directories'> & {
     regions: KnownRegions;
     commits: Commits;
+    givenUp: GivenUp;
     reserve: Reserve;
   } {
-    const { manager, native, log, cache, held, locks, directories, regions, commits, reserve } = this;
-    return { manager, native, log, cache, held, locks, directories, regions, commits, reserve };
+    const { manager, native, log, cache, held, locks, directories, regions, commits, givenUp, reserve } = this;
+    return { manager, native, log, cache, held, locks, directories, regions, commits, givenUp, reserve };
   }
 }

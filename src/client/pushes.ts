@@ -2,7 +2,8 @@
  * What the manager asks of this client: give up what it caches, take over what the others gave up, say what it knows.
  *
  * Invariants: a push is answered only after our own caches and the kernel's are rid of what it names (the kernel's within a
- * bound, see bounded_wait.ts); a recall is answered only after everything dirty is at the appliances, or with the failure.
+ * bound, see bounded_wait.ts); a recall is answered only after everything dirty is at the appliances and the last record is with the
+ * manager (given_up.ts), or with the failure.
  */
 import { ExtmemError, messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
@@ -11,6 +12,7 @@ import type { NativeMount } from '../binding/index.js';
 import type { AttributeCache } from './attribute_cache.js';
 import type { BoundedWait } from './bounded_wait.js';
 import type { DirectoryActivity } from './directory_activity.js';
+import type { GivenUp } from './given_up.js';
 import { isOpen, type HeldFile, type HeldFiles } from './held_files.js';
 import type { LockKeeper } from './lock_keeper.js';
 import type { LocalDirectories } from './local_directories.js';
@@ -26,6 +28,7 @@ export interface PushParts {
   native: NativeMount;
   cache: AttributeCache;
   held: HeldFiles;
+  givenUp: GivenUp;
   regions: KnownRegions;
   reserve: Reserve;
   locks: LockKeeper;
@@ -47,10 +50,13 @@ export class Pushes implements PushHandlers {
 
   async recall({ ino, to }: PushAsk<'recall'>): Promise<PushAnswer<'recall'>> {
     this.recalls += 1;
-    const { held, cache, log } = this.parts;
+    const { held, cache, givenUp, log } = this.parts;
     cache.invalidateAttr(ino);
     const file = held.get(ino);
-    if (file === undefined) return { open: 'none' };
+    if (file === undefined) {
+      await givenUp.deliver(ino);
+      return { open: 'none' };
+    }
     file.turn += 1; // a grant that waits is void
     try {
       return await held.changeDelegation(file, () => this.giveUp(file, to));
@@ -78,7 +84,7 @@ export class Pushes implements PushHandlers {
 
   attributes({ ino }: PushAsk<'attributes'>): PushAnswer<'attributes'> {
     const file = this.parts.held.get(ino);
-    return file?.mode === 'write' ? { record: this.parts.native.record(ino, false) } : {};
+    return file?.delegation === undefined ? {} : { record: this.parts.native.record(ino, false) };
   }
 
   async invalidateEntries({ entries }: PushAsk<'invalidateEntries'>): Promise<typeof DONE> {
@@ -212,11 +218,10 @@ export class Pushes implements PushHandlers {
   /** A file open for writing cannot keep `read`; one that is not open keeps nothing. */
   private async giveUp(file: HeldFile, to: PushAsk<'recall'>['to']): Promise<PushAnswer<'recall'>> {
     const { native } = this.parts;
-    const wasWrite = file.mode === 'write';
     try {
       if (to === 'read' && file.writers === 0 && isOpen(file)) await this.downgradeToRead(file);
       else await this.downgradeToShared(file);
-      return this.handOver(file, wasWrite);
+      return await this.handOver(file);
     } finally {
       if (file.handingOver) {
         file.handingOver = false;
@@ -227,11 +232,19 @@ export class Pushes implements PushHandlers {
     }
   }
 
-  private handOver(file: HeldFile, wasWrite: boolean): PushAnswer<'recall'> {
+  private async handOver(file: HeldFile): Promise<PushAnswer<'recall'>> {
     const { ino } = file;
-    const { held, locks, native } = this.parts;
-    const record = wasWrite ? native.record(ino, true) : undefined;
+    const { held, locks, native, givenUp } = this.parts;
+    if (file.delegation !== undefined) givenUp.note(file, native.record(ino, false));
     file.soleHolder = false;
+    if (!isOpen(file)) held.forget(file);
+    await givenUp.deliver(ino);
+    if (held.get(ino) === undefined) {
+      locks.closed(ino);
+      return { open: 'none' };
+    }
+    this.checkHeld(file);
+    native.record(ino, true);
     const handed = locks.handOver(ino); // now, not before: a file that cannot be given up keeps its locks
     const open = file.writers > 0 ? 'write' : isOpen(file) ? 'read' : 'none';
     file.asked = file.writers > 0 ? 'write' : 'read'; // what the manager counts it as from now on
@@ -239,7 +252,7 @@ export class Pushes implements PushHandlers {
       held.forget(file);
       locks.closed(ino);
     }
-    return { open, ...(handed === undefined ? {} : { locks: handed }), ...(record === undefined ? {} : { record }) };
+    return { open, ...(handed === undefined ? {} : { locks: handed }) };
   }
 
   /** Between two steps this mount may have been fenced: then the file is another's to give up. */

@@ -11,6 +11,7 @@ import { constants } from 'node:os';
 import type { Logger } from '../base/logger.js';
 import type { NativeMount } from '../binding/index.js';
 import type { Commits } from './commits.js';
+import type { GivenUp } from './given_up.js';
 import type { HeldFile, HeldFiles } from './held_files.js';
 import type { LocalDirectories } from './local_directories.js';
 import type { LockKeeper } from './lock_keeper.js';
@@ -29,6 +30,7 @@ export interface RejoiningParts {
   directories: LocalDirectories;
   locks: LockKeeper;
   commits: Commits;
+  givenUp: GivenUp;
   regions: KnownRegions;
   reserve: Reserve;
   log: Logger;
@@ -44,11 +46,12 @@ export class Rejoining {
 
   /** Before any other ask of the new session. */
   async begin({ client, generation, key, appliances }: Hello): Promise<void> {
-    const { native, held, directories, locks, commits, regions, reserve } = this.parts;
+    const { native, held, directories, locks, commits, givenUp, regions, reserve } = this.parts;
     this.fences += 1;
     this.tellLost();
     const rejoined = native.rejoin({ client, clientGeneration: generation, clientKey: key });
     commits.fenced();
+    givenUp.fenced();
     directories.fenced();
     const locked = locks.fenced();
     regions.clear();

@@ -226,6 +226,7 @@ function changeHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operation
 type ContentName =
   | 'acquire'
   | 'release'
+  | 'gaveUp'
   | 'commit'
   | 'punch'
   | 'extend'
@@ -253,6 +254,7 @@ function contentHandlers(parts: Parts, me: () => Client): Pick<Handlers<Operatio
         return delegations.acquire(client, ino, mode);
       });
     },
+    gaveUp: async (ask) => (await delegations.gaveUp(me(), ask), {}),
     release: async ({ ino, record }) => (await delegations.release(me(), ino, record), {}),
     commit: ({ records }) => contents.commit(me(), records),
     punch: (ask) => contents.punch(me(), ask),

@@ -5,13 +5,13 @@
  * nobody has it open for writing). A stronger mode is granted only after every holder that it conflicts with has answered a
  * recall or is fenced. What a holder may do is written down before it is told. Delegations survive this process.
  *
- * One change at a time per file (`turns`), except what a recalled holder may need in order to answer: commit, extend, wrote,
+ * One change at a time per file (`turns`), except what a recalled holder may need in order to answer: commit, gaveUp, extend, wrote,
  * dropCopies and release never wait for a turn.
  */
 import { ExtmemError } from '../base/errors.js';
 import { allocatedBytes, decodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
-import type { Answer, Attr, clientPushes, DelegationMode, FileGrant } from '../base/messages.js';
+import type { Answer, Ask, Attr, clientOperations, clientPushes, DelegationMode, FileGrant } from '../base/messages.js';
 import { RECALL_TIMEOUT_MS, Right } from '../base/protocol.js';
 import type { Access } from './access.js';
 import type { Client, Clients } from './clients.js';
@@ -23,18 +23,24 @@ import type { Interest } from './interest.js';
 import { KeyedMutex } from './keyed_mutex.js';
 import { times } from './limits.js';
 import type { Locks } from './locks.js';
-import { keys, type MetadataStore, type Transaction } from './metadata_store.js';
+import { keys, takeNumber, type MetadataStore, type Transaction } from './metadata_store.js';
 import type { Reclaimer } from './reclaim.js';
 import { READ_WRITE, type Regions } from './regions.js';
 
 type Mode = Exclude<DelegationMode, 'none'>;
 type Recalled = Answer<typeof clientPushes, 'recall'>;
+type GivenUp = Ask<typeof clientOperations, 'gaveUp'>;
+
+/** The delegation that comes with making a file; those that are granted have numbers from one on. */
+const MAKERS = 0;
 
 /** As the store keeps it. */
 interface HolderRow {
   readonly mode: Mode;
   /** The strongest way in which the file is open there. */
   readonly open: 'read' | 'write';
+  /** Of mode write: which delegation it is (none: that of the file's maker). Who gives it up says so. */
+  readonly delegation?: number;
 }
 
 export interface Holder {
@@ -146,7 +152,7 @@ export class Delegations {
 
   /** A file that was just made, opened by its maker: nobody else can have it. */
   putNew(tx: Transaction, client: Client, inode: Inode): void {
-    this.put(tx, client.id, inode, { mode: 'write', open: 'write' });
+    this.put(tx, client.id, inode, { mode: 'write', open: 'write' }, true);
   }
 
   async release(client: Client, ino: number, record: Uint8Array | undefined): Promise<void> {
@@ -159,6 +165,21 @@ export class Delegations {
     });
     reclaimer.start(tickets);
     if (this.isHeld(ino)) this.rebalance(ino);
+  }
+
+  /** The last record of a write delegation, once: it comes again when its answer, or this process, was lost, perhaps after another
+   *  grant, whose writes it does not have. Done when this has returned; it survives when that has resolved. */
+  async gaveUp(client: Client, { ino, delegation, open, record }: GivenUp): Promise<void> {
+    const { store, reclaimer } = this.parts;
+    const holder = this.find(ino, client.id);
+    if (holder?.row.mode !== 'write' || (holder.row.delegation ?? MAKERS) !== delegation) return store.settled();
+    const tickets = await store.transact((tx) => {
+      this.tryCommit(tx, ino, record, client.id);
+      this.takeBack(tx, ino, holder, open);
+      return reclaimer.ticketsOf(tx);
+    });
+    reclaimer.start(tickets);
+    if (open === 'none' && this.isHeld(ino)) this.rebalance(ino);
   }
 
   releaseIn(tx: Transaction, client: Client, ino: number, record: Uint8Array | undefined): void {
@@ -257,7 +278,9 @@ export class Delegations {
     holder.knows = this.open.get(ino)?.version ?? 0;
     const rights = holder.row.open === 'write' ? READ_WRITE : Right.read;
     const ids = files.regionIds(files.extents(store, ino));
-    return { mode: holder.row.mode, attr: attrOf(inode), record: recordOf(store, inode), regions: regions.grantAll(client, ids, rights) };
+    const { mode, delegation = MAKERS } = holder.row;
+    const grants = regions.grantAll(client, ids, rights);
+    return { mode, ...(mode === 'write' ? { delegation } : {}), attr: attrOf(inode), record: recordOf(store, inode), regions: grants };
   }
 
   /** A record of a holder, if it may write one; what is wrong with it is logged, not thrown. */
@@ -324,17 +347,17 @@ export class Delegations {
     const { store, reclaimer, locks } = this.parts;
     if (answer.locks !== undefined) await locks.restate(client.id, ino, answer.locks);
     if (this.find(ino, holder.client) !== holder) return;
+    if (holder.row.mode === 'shared' && holder.row.open === answer.open) return; // as it gave it up
     const tickets = await store.transact((tx) => {
-      this.takeBack(tx, ino, holder, answer);
+      this.takeBack(tx, ino, holder, answer.open);
       return reclaimer.ticketsOf(tx);
     });
     reclaimer.start(tickets);
   }
 
-  private takeBack(tx: Transaction, ino: number, holder: Holder, answer: Recalled): void {
-    if (answer.record !== undefined && holder.row.mode === 'write') this.tryCommit(tx, ino, answer.record, holder.client);
-    if (answer.open === 'none') this.drop(tx, ino, holder.client);
-    else this.put(tx, holder.client, findInode(tx, ino), { mode: 'shared', open: answer.open });
+  private takeBack(tx: Transaction, ino: number, holder: Holder, open: Recalled['open']): void {
+    if (open === 'none') this.drop(tx, ino, holder.client);
+    else this.put(tx, holder.client, findInode(tx, ino), { mode: 'shared', open });
   }
 
   private async raise(ino: number): Promise<void> {
@@ -394,10 +417,15 @@ export class Delegations {
     return file;
   }
 
-  private put(tx: Transaction, client: number, inode: Inode, row: HolderRow): void {
+  private put(tx: Transaction, client: number, inode: Inode, { mode, open }: HolderRow, isMaker = false): void {
     const { holders, version } = this.openFile(inode.ino);
-    tx.put(keys.holder(inode.ino, client), row);
     const holder = holders.get(client);
+    let row: HolderRow = { mode, open };
+    if (mode === 'write' && !isMaker) {
+      const goesOn = holder?.row.mode === 'write'; // its holder may not know of a grant that changes nothing
+      row = { ...row, delegation: goesOn ? (holder.row.delegation ?? MAKERS) : takeNumber(tx, 'delegation') };
+    }
+    tx.put(keys.holder(inode.ino, client), row);
     if (holder === undefined) holders.set(client, { client, row, knows: version });
     else holder.row = row;
   }

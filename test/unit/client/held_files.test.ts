@@ -3,6 +3,7 @@ import { decodeRecord, encodeRecord } from '../../../src/base/file_record.js';
 import type { Lock, RegionGrant } from '../../../src/base/messages.js';
 import { CapabilityBytes, encodeCapability, Right } from '../../../src/base/protocol.js';
 import { isOpen } from '../../../src/client/held_files.js';
+import { SessionFailure } from '../../../src/base/session.js';
 import { attrOfFile, emptyRecord, grantOf } from './scripted_manager.js';
 import { settle, startClient, type TestClient } from './mounted.js';
 
@@ -144,12 +145,15 @@ describe('giving back', () => {
 });
 
 describe('recall', () => {
-  test('dirty data is written back after the mode changed, caches are dropped, the answer has the record', async () => {
+  test('dirty data is written back after the mode changed, caches are dropped, the manager has the record before the answer', async () => {
     await t.client.held.open(5, 'write');
     t.native.write(5, 4096);
     t.native.log.length = 0;
     const answer = await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
-    expect(answer).toMatchObject({ open: 'write', locks: [], record: expect.any(Uint8Array) });
+    expect(answer).toEqual({ open: 'write', locks: [] });
+    const { delegation } = grantOf(5, 'write');
+    const record = expect.any(Uint8Array) as unknown;
+    expect(t.manager.asked.at(-1)).toEqual({ name: 'gaveUp', ask: { ino: 5, delegation, open: 'write', record } });
     expect(t.native.log).toEqual([
       'invalidateInode 5 0 -1',
       'put 5 shared',
@@ -161,6 +165,25 @@ describe('recall', () => {
       'resumeWriters 5',
     ]);
     expect(t.native.fileState(5)?.recordChanged).toBe(false);
+  });
+
+  test('what the manager did not hear of goes again: before anything else on a new session, and when it recalls the file again', async () => {
+    await t.client.held.open(5, 'write');
+    t.native.write(5, 4096);
+    const record = Buffer.from(t.native.record(5, false));
+    t.manager.script.gaveUp = () => Promise.reject(new SessionFailure('closed', 'EIO', 'the session is lost'));
+    await expect(t.manager.pushes?.recall({ ino: 5, to: 'shared' })).rejects.toMatchObject({ code: 'EIO' });
+    const again = { name: 'gaveUp', ask: { ino: 5, delegation: 1, open: 'write', record } };
+    t.manager.asked.length = 0;
+    await t.manager.events?.resumed(t.manager.hello);
+    expect(t.manager.asked[0]).toEqual(again);
+    t.manager.script.gaveUp = () => ({});
+    t.manager.asked.length = 0;
+    expect(await t.manager.pushes?.recall({ ino: 5, to: 'shared' })).toMatchObject({ open: 'write' });
+    expect(t.manager.asked).toEqual([again]);
+    t.manager.asked.length = 0;
+    await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    expect(t.manager.asked).toEqual([]);
   });
 
   test('a file that is not open is given up whole', async () => {

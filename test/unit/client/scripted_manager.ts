@@ -16,7 +16,7 @@ export class ScriptedManager implements ClientSession {
   alive = true;
   leaseMs = 4000;
   readonly asked: { name: string; ask: unknown }[] = [];
-  script: Script = {};
+  script: Script = { gaveUp: () => ({}) };
   pushes: PushHandlers | undefined;
   events: SessionEvents | undefined;
   closedWith: { goodbye: boolean } | undefined;
@@ -100,5 +100,6 @@ export function emptyRecord(ino: number, changes: { size?: number; change?: numb
 }
 
 export function grantOf(ino: number, mode: FileGrant['mode'], changes: { size?: number; change?: number } = {}): FileGrant {
-  return { mode, attr: attrOfFile(ino, changes), record: emptyRecord(ino, changes), regions: [] };
+  const delegation = mode === 'write' ? { delegation: 1 } : {};
+  return { mode, ...delegation, attr: attrOfFile(ino, changes), record: emptyRecord(ino, changes), regions: [] };
 }

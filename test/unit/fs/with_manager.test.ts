@@ -274,6 +274,56 @@ describe('bad days', () => {
   });
 });
 
+describe('what a mount has given up', () => {
+  /** The manager dies just when the mount has done what a recall asks, and is back. */
+  const dieOnce = (mount: TestMount): Promise<void> =>
+    new Promise((restarted) => {
+      mount.native.onPause = async () => {
+        mount.native.onPause = () => Promise.resolve();
+        await cluster.killManager();
+        await until('the session is lost', () => !mount.session.alive);
+        void cluster.restartManager().then(restarted);
+      };
+    });
+
+  const sizeSeenBy = async (mount: TestMount, node: number): Promise<number> => {
+    await until('it is opened', async () => (await mount.kernel.open(node, O_RDWR)).errno === 0);
+    return (await mount.kernel.getattr(node)).size;
+  };
+
+  test('of a file that is open is there, though the manager dies as it is told', async () => {
+    const { node } = await a.kernel.create(1, 'x');
+    a.native.write(node, 3 * 4096);
+    const restarted = dieOnce(a);
+    void b.kernel.open(node, O_RDWR);
+    await restarted;
+    expect(await sizeSeenBy(b, node)).toBe(3 * 4096);
+    expect(a.client.held.get(node)).toMatchObject({ mode: 'shared', writers: 1 });
+    expect(a.fenced).toEqual([]);
+  });
+
+  test('is there when nobody asks for it again', async () => {
+    const { node } = await a.kernel.create(1, 'x');
+    a.native.write(node, 3 * 4096);
+    const restarted = dieOnce(a);
+    void b.kernel.open(node, O_RDWR);
+    await restarted;
+    await until('a is back', () => a.session.alive);
+    await a.client.close({ goodbye: false }); // it is killed: what the manager has is all there is
+    const allocations = new Allocations({ manager: cluster.manager.url, token: TOKEN });
+    expect(await allocations.info('/x')).toMatchObject({ bytes: 3 * 4096 });
+  });
+
+  test('is there when writing it back failed before', async () => {
+    const { node } = await a.kernel.create(1, 'x');
+    a.native.write(node, 3 * 4096);
+    a.native.onFlush = () => Promise.reject(new Error('the appliance is dead'));
+    expect((await b.kernel.open(node, O_RDWR)).errno).toBe(EIO);
+    a.native.onFlush = () => Promise.resolve();
+    expect(await sizeSeenBy(b, node)).toBe(3 * 4096);
+  });
+});
+
 test('allocations over HTTP are files of the mounts', async () => {
   const allocations = new Allocations({ manager: cluster.manager.url, token: TOKEN });
   const made = await allocations.create('/über größe', { bytes: 8192 });

@@ -33,6 +33,10 @@ export const ROOT = 1;
 type Operations = typeof clientOperations;
 type Pushes = typeof clientPushes;
 
+/** What a client that gives a file up says of it, and the record that it takes to the manager before. */
+type GivenUp = Answer<Pushes, 'recall'> & { record?: Uint8Array };
+type ClientOverrides = Omit<Overrides<Pushes>, 'recall'> & { recall?: (ask: Ask<Pushes, 'recall'>) => GivenUp | Promise<GivenUp> };
+
 type Overrides<Table extends Pushes | typeof appliancePushes> = { -readonly [Name in keyof Handlers<Table>]?: Handlers<Table>[Name] };
 
 export class Cluster {
@@ -218,7 +222,9 @@ export class TestClient {
   hello!: Answer<Operations, 'hello'>;
   /** Every push, as it came. */
   readonly pushes: { op: keyof Pushes; ask: Record<string, unknown> }[] = [];
-  override: Overrides<Pushes> = {};
+  override: ClientOverrides = {};
+  /** Its write delegations, as they were granted. */
+  private readonly delegations = new Map<number, number>();
   private readonly waiters: { op: keyof Pushes; resolve(ask: never): void }[] = [];
 
   constructor(
@@ -246,8 +252,23 @@ export class TestClient {
     });
   }
 
-  ask<Name extends keyof Operations>(op: Name, ask: Ask<Operations, Name>): Promise<Answer<Operations, Name>> {
-    return this.session.call(op, ask, { timeoutMs: 20_000 });
+  async ask<Name extends keyof Operations>(op: Name, ask: Ask<Operations, Name>): Promise<Answer<Operations, Name>> {
+    const answer = await this.session.call(op, ask, { timeoutMs: 20_000 });
+    if ('regions' in answer && 'mode' in answer) this.noteGrant(answer);
+    if ('grant' in answer && answer.grant !== undefined) this.noteGrant(answer.grant);
+    return answer;
+  }
+
+  private noteGrant({ attr, delegation }: FileGrant): void {
+    if (delegation !== undefined) this.delegations.set(attr.ino, delegation);
+  }
+
+  private async recall(ask: Ask<Pushes, 'recall'>): Promise<Answer<Pushes, 'recall'>> {
+    const { ino } = ask;
+    const { record, ...answer } = (await this.override.recall?.(ask)) ?? { open: 'none' as const };
+    const delegation = this.delegations.get(ino);
+    if (record !== undefined && delegation !== undefined) await this.ask('gaveUp', { ino, delegation, open: answer.open, record });
+    return answer;
   }
 
   /** The next push of this kind. */
@@ -303,9 +324,9 @@ export class TestClient {
 
   private handlers(): Handlers<Pushes> {
     const usual: Handlers<Pushes> = {
-      recall: () => ({ open: 'none' }),
+      recall: (ask) => this.recall(ask),
       recallDirectory: () => ({}),
-      grant: () => ({}),
+      grant: ({ grant }) => (this.noteGrant(grant), {}),
       attributes: () => ({}),
       invalidateEntries: () => ({}),
       invalidate: () => ({}),
@@ -322,7 +343,7 @@ export class TestClient {
           this.waiters.splice(this.waiters.indexOf(waiter), 1);
           waiter.resolve(ask);
         }
-        return (this.override[op] ?? usual[op])(ask);
+        return ((op === 'recall' ? undefined : this.override[op]) ?? usual[op])(ask);
       }) as Handlers<Pushes>[Name];
     return {
       recall: dispatch('recall'),

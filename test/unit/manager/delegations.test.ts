@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { ExtmemError } from '../../../src/base/errors.js';
 import { decodeRecord, encodeRecord } from '../../../src/base/file_record.js';
+import type { FileGrant } from '../../../src/base/messages.js';
 import { RECALL_TIMEOUT_MS } from '../../../src/base/protocol.js';
 import { changed, Cluster, extent, MIB, PAGE, ROOT, type TestAppliance, type TestClient } from './cluster.js';
 
@@ -21,14 +22,14 @@ afterEach(() => cluster.close());
 const code = (value: string): unknown => expect.objectContaining({ code: value });
 
 /** A file of `pages` pages that `a` holds for writing, committed. */
-async function writtenFile(name = 'f', pages = 4): Promise<{ ino: number; region: number; record: Buffer }> {
+async function writtenFile(name = 'f', pages = 4): Promise<{ ino: number; region: number; record: Buffer; grant: FileGrant }> {
   const grant = await a.openNew(name);
   const [region] = await a.provision();
   if (region === undefined) throw new Error('no provision');
   const at = (region.used ?? []).reduce((end, [offset, length]) => Math.max(end, offset + length), 0);
   const record = changed(grant, { size: pages * PAGE, extents: [extent(0, pages * PAGE, region.region, at)] });
   expect(await a.ask('commit', { records: [record] })).toEqual({ failed: [] });
-  return { ino: grant.attr.ino, region: region.region, record };
+  return { ino: grant.attr.ino, region: region.region, record, grant };
 }
 
 describe('granting', () => {
@@ -58,6 +59,23 @@ describe('granting', () => {
     expect(grant.regions).toEqual([
       expect.objectContaining({ region, bytes: 64 * MIB, appliance: 'one', incarnation: appliance.incarnation }),
     ]);
+  });
+
+  test('what a writer gave up is taken once: again after another grant it changes nothing', async () => {
+    const { grant, record } = await writtenFile();
+    const { ino } = grant.attr;
+    const { delegation = -1 } = grant;
+    const last = { ino, delegation, open: 'write' as const, record: changed({ record }, { size: 3 * PAGE + 5 }) };
+    await a.ask('gaveUp', last);
+    a.override.recall = () => ({ open: 'write' });
+    expect((await b.ask('acquire', { ino, mode: 'write' })).attr.size).toBe(3 * PAGE + 5);
+    await b.ask('claimEnd', { ino, unclean: false, holdsPages: false });
+    await b.ask('wrote', { ino, offset: 4 * PAGE, length: 9, mtime: [9, 9], holdsPages: false });
+    const raised = a.next('grant');
+    await b.ask('release', { ino });
+    expect((await raised).grant).toMatchObject({ mode: 'write', attr: { size: 4 * PAGE + 9 } });
+    await a.ask('gaveUp', last);
+    expect((await a.ask('getattr', { ino })).attr.size).toBe(4 * PAGE + 9);
   });
 
   test('a writer that has closed the file gives way entirely', async () => {
