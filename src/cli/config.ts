@@ -4,13 +4,15 @@ import type { Invocation } from './invocation.js';
 import { printJson, printLine, renderTable } from './output.js';
 import { settings as table, type SettingName } from './settings.js';
 
+const secrets: ReadonlySet<SettingName> = new Set(['token', 'key', 'storeKey', 'dataKey']);
+
 export async function runConfig(call: Invocation): Promise<ExitCode> {
   const names = Object.keys(table) as SettingName[];
   const rows = names.map((name) => {
     const origin = call.settings.origin(name);
     // Parsed for its errors: a value that nobody could use is told here too.
     call.settings.optional(name);
-    const value = name === 'token' && origin.text !== undefined ? '(hidden)' : origin.text;
+    const value = secrets.has(name) && origin.text !== undefined ? '(hidden)' : origin.text;
     return {
       name,
       value,

@@ -15,12 +15,20 @@ const cli = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 const program = buildProgram(() => undefined);
 const names = program.commands.map((command) => command.name());
 
-function extmem(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+interface Ended {
+  status: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+function extmemWith(environment: NodeJS.ProcessEnv, ...args: string[]): Ended {
   return spawnSync(process.execPath, [cli, ...args], {
     encoding: 'utf8',
-    env: { ...process.env, NODE_OPTIONS: '', XDG_STATE_HOME: '/nonexistent', HOME: '/nonexistent' },
+    env: { ...process.env, NODE_OPTIONS: '', XDG_STATE_HOME: '/nonexistent', HOME: '/nonexistent', ...environment },
   });
 }
+
+const extmem = (...args: string[]): Ended => extmemWith({}, ...args);
 
 describe('commands', () => {
   test('all of them are there', () => {
@@ -51,6 +59,14 @@ describe('commands', () => {
       'tour',
     ];
     expect([...names].sort()).toEqual(wanted.sort());
+  });
+
+  test('config prints no secret', () => {
+    const variables = ['EXTMEM_TOKEN', 'EXTMEM_KEY', 'EXTMEM_STORE_KEY', 'EXTMEM_DATA_KEY'];
+    const environment = Object.fromEntries(variables.map((name) => [name, 'for-nobodys-eyes']));
+    const { status, stdout } = extmemWith(environment, 'config');
+    expect({ status, shown: stdout.includes('for-nobodys-eyes') }).toEqual({ status: 0, shown: false });
+    for (const name of variables) expect(stdout).toMatch(new RegExp(`\\(hidden\\) +${name} `));
   });
 
   test.each(names)('%s --help has examples, exit codes and --json', (name) => {
