@@ -62,7 +62,7 @@ describe('commands', () => {
   });
 
   test('config prints no secret', () => {
-    const variables = ['EXTMEM_TOKEN', 'EXTMEM_KEY', 'EXTMEM_STORE_KEY', 'EXTMEM_DATA_KEY'];
+    const variables = ['EXTMEM_TOKEN', 'EXTMEM_KEY', 'EXTMEM_STORE_KEY'];
     const environment = Object.fromEntries(variables.map((name) => [name, 'for-nobodys-eyes']));
     const { status, stdout } = extmemWith(environment, 'config');
     expect({ status, shown: stdout.includes('for-nobodys-eyes') }).toEqual({ status: 0, shown: false });
