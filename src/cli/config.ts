@@ -4,7 +4,7 @@ import type { Invocation } from './invocation.js';
 import { printJson, printLine, renderTable } from './output.js';
 import { settings as table, type SettingName } from './settings.js';
 
-const secrets: ReadonlySet<SettingName> = new Set(['token', 'key', 'storeKey', 'dataKey']);
+const secrets: ReadonlySet<SettingName> = new Set(['token', 'key', 'storeKey']);
 
 export async function runConfig(call: Invocation): Promise<ExitCode> {
   const names = Object.keys(table) as SettingName[];
