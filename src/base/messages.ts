@@ -112,10 +112,10 @@ export const ClientRange = Type.Object({ first: Id, last: Id });
 export type ClientRange = Static<typeof ClientRange>;
 const ClientRanges = Type.Array(ClientRange);
 
-/** The file as a client needs it to read and write: which mode was granted, where its bytes are, and the regions to attach. */
 /** In which way a client has a file open. */
 const OpenState = Type.Union([Type.Literal('none'), Type.Literal('read'), Type.Literal('write')]);
 
+/** The file as a client needs it to read and write: which mode was granted, where its bytes are, and the regions to attach. */
 export const FileGrant = Type.Object({
   mode: DelegationMode,
   /** Of mode write: which delegation it is. None has the number of another one of the same client and file. */

@@ -286,28 +286,30 @@ describe('what a mount has given up', () => {
       };
     });
 
+  /** b wants what a has written. */
+  const giveUpAsItDies = async (): Promise<number> => {
+    const { node } = await a.kernel.create(1, 'x');
+    a.native.write(node, 3 * 4096);
+    const restarted = dieOnce(a);
+    void b.kernel.open(node, O_RDWR);
+    await restarted;
+    return node;
+  };
+
   const sizeSeenBy = async (mount: TestMount, node: number): Promise<number> => {
     await until('it is opened', async () => (await mount.kernel.open(node, O_RDWR)).errno === 0);
     return (await mount.kernel.getattr(node)).size;
   };
 
   test('of a file that is open is there, though the manager dies as it is told', async () => {
-    const { node } = await a.kernel.create(1, 'x');
-    a.native.write(node, 3 * 4096);
-    const restarted = dieOnce(a);
-    void b.kernel.open(node, O_RDWR);
-    await restarted;
+    const node = await giveUpAsItDies();
     expect(await sizeSeenBy(b, node)).toBe(3 * 4096);
     expect(a.client.held.get(node)).toMatchObject({ mode: 'shared', writers: 1 });
     expect(a.fenced).toEqual([]);
   });
 
   test('is there when nobody asks for it again', async () => {
-    const { node } = await a.kernel.create(1, 'x');
-    a.native.write(node, 3 * 4096);
-    const restarted = dieOnce(a);
-    void b.kernel.open(node, O_RDWR);
-    await restarted;
+    await giveUpAsItDies();
     await until('a is back', () => a.session.alive);
     await a.client.close({ goodbye: false }); // it is killed: what the manager has is all there is
     const allocations = new Allocations({ manager: cluster.manager.url, token: TOKEN });
