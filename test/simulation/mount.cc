@@ -116,10 +116,12 @@ Task<int> Mount::open(Opened& opened, bool for_writing) {
   Send send = [client, id = opened.id, for_writing](Manager& manager, Manager::Answer answer) {
     manager.open(client, id, for_writing, std::move(answer));
   };
+  const auto life = this->life();
   opened.asking = true;
   Granted granted = co_await ask_manager(std::move(send), {kOpenNs, EIO});
   opened.asking = false;
-  if (granted.error != 0 || stopped_ || client != client_) co_return granted.error != 0 ? granted.error : EIO;
+  // Fenced meanwhile, what was granted is of no use to whom this is from then on.
+  if (granted.error != 0 || stopped_ || life != this->life()) co_return granted.error != 0 ? granted.error : EIO;
   put_regions(granted.regions, false);
   if (granted.record.empty()) {
     extent::FileAttributes attributes;
@@ -274,7 +276,7 @@ Detached Mount::answer_call(extent::ControlCall& call) {
   if (call.kind == Kind::provision) {
     Send send = [client](Manager& manager, Manager::Answer answer) { manager.provision(client, std::move(answer)); };
     granted = co_await ask_manager(std::move(send), {kManagerSilenceNs, ENOSPC});
-    if (granted.error == 0 && client == client_) put_regions(granted.regions, true);
+    if (granted.error == 0 && call.life() == life()) put_regions(granted.regions, true);
   } else if (call.kind == Kind::commit && call.life() == life()) {
     Send send = [client, id = call.node, record = call.record](Manager& manager, Manager::Answer answer) {
       manager.commit(client, id, record, std::move(answer));
