@@ -49,7 +49,8 @@ export class Commits {
   async recommit(): Promise<void> {
     const changed: Pending[] = [];
     for (const file of [...this.held.all()]) {
-      if (file.delegation === undefined || file.unlinked) continue;
+      // What is being given back takes its record along.
+      if (file.delegation === undefined || file.unlinked || file.releaseSent) continue;
       if (file.uncertain) {
         await this.held.reacquire(file);
       } else if (this.native.fileState(file.ino)?.recordChanged === true) {

@@ -27,7 +27,7 @@ export type OpenMode = 'read' | 'write';
 /** Nothing is being done with a file. */
 const UNTOUCHED = {
   ...{ uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false },
-  ...{ handingOver: false, paused: false, unclean: false, delegation: undefined },
+  ...{ handingOver: false, paused: false, unclean: false, releaseSent: false, delegation: undefined },
 } as const;
 
 export interface HeldFile {
@@ -74,6 +74,8 @@ export interface HeldFile {
   paused: boolean;
   /** Something of ours lies behind its end that the manager has not been told of. */
   unclean: boolean;
+  /** The manager was asked to take it back. Without its answer nobody knows here whose the file is: it is asked again first. */
+  releaseSent: boolean;
 }
 
 export class HeldFiles {
@@ -269,20 +271,25 @@ export class HeldFiles {
         continue;
       }
       if (file !== undefined && suffices(file, mode)) return this.count(file, mode);
-      if (file?.isBehind === true) {
-        if (!isOpen(file)) this.giveBack(file);
-        if (file.changing === undefined)
-          throw new ExtmemError(
-            'ESTALE',
-            `opening inode ${ino}: an appliance came back with an earlier state of it; close it everywhere first`,
-          );
-        await file.changing;
-        if (this.files.get(ino) === file) throw new ExtmemError('EIO', `opening inode ${ino}: what it was could not be given back yet`);
+      if (file?.isBehind === true || file?.releaseSent === true) {
+        await this.giveBackFirst(file);
         continue;
       }
       if (file?.isGone === true) throw new ExtmemError('ESTALE', `opening inode ${ino}: it is gone since this mount was fenced`);
       await (file?.isVoid === true ? this.renew(file) : this.acquire(ino, mode));
     }
+  }
+
+  private async giveBackFirst(file: HeldFile): Promise<void> {
+    const { ino } = file;
+    if (isOpen(file))
+      throw new ExtmemError(
+        'ESTALE',
+        `opening inode ${ino}: an appliance came back with an earlier state of it; close it everywhere first`,
+      );
+    this.startRelease(file);
+    await file.changing;
+    if (this.files.get(ino) === file) throw new ExtmemError('EIO', `opening inode ${ino}: what it was could not be given back yet`);
   }
 
   private async renewVoid(file: HeldFile): Promise<void> {
@@ -413,7 +420,10 @@ export class HeldFiles {
 
   /** In the background; a file that cannot be written back, or whose manager is dead, stays held and idle. */
   private giveBack(file: HeldFile): void {
-    if (!this.manager.alive) return;
+    if (this.manager.alive) this.startRelease(file);
+  }
+
+  private startRelease(file: HeldFile): void {
     const settled: Promise<void> = this.release(file).then(
       () => this.clearChanging(file, settled),
       (error: unknown) => {
@@ -439,6 +449,7 @@ export class HeldFiles {
       // Also of an unlinked file: only so does the manager learn which of our pieces are free again.
       if (this.native.fileState(ino)?.recordChanged === true) record = this.native.record(ino, false);
     }
+    file.releaseSent = true;
     await this.manager.ask('release', { ino, ...(record === undefined ? {} : { record }) });
     this.forget(file);
   }
@@ -454,11 +465,11 @@ function isToTell({ mode, delegation, mayWrite }: HeldFile): boolean {
 }
 
 function suffices(file: HeldFile, mode: OpenMode): boolean {
-  if (file.isVoid || file.isGone || file.isBehind || !(mode === 'write' ? file.mayWrite : file.mayRead)) return false;
+  if (file.isVoid || file.isGone || file.isBehind || file.releaseSent || !(mode === 'write' ? file.mayWrite : file.mayRead)) return false;
   return file.mode === 'write' || mode === 'read' || (file.mode === 'shared' && file.asked === 'write');
 }
 
 /** Not worth keeping once it is closed: shared files hold others up, unlinked ones hold memory. */
 function isOwed(file: HeldFile): boolean {
-  return file.mode === 'shared' || file.unlinked || file.isBehind || !file.mayRead || !file.mayWrite;
+  return file.mode === 'shared' || file.unlinked || file.isBehind || file.releaseSent || !file.mayRead || !file.mayWrite;
 }

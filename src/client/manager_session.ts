@@ -38,6 +38,7 @@ const patient: ReadonlySet<string> = new Set<keyof ClientOperations>([
   'setxattr',
   'statfs',
   'acquire',
+  'release',
   'getlk',
   'setlk',
 ]);

@@ -153,7 +153,7 @@ export class MountClient {
   /** Everything written to the appliances and every record to the manager. Answers the inodes that could not be. */
   async writeBackAll(): Promise<number[]> {
     const failed: number[] = [];
-    const files = [...this.held.all()].filter(({ mode, unlinked }) => mode === 'write' && !unlinked);
+    const files = [...this.held.all()].filter(({ delegation, unlinked }) => delegation !== undefined && !unlinked);
     await Promise.all(files.map(({ ino }) => this.writeBack(ino).catch(() => void failed.push(ino))));
     await this.directories.settled().catch((error: unknown) => {
       this.log.error({ error }, 'changes of names could not be told to the manager');
@@ -183,11 +183,12 @@ export class MountClient {
   }
 
   private async writeBack(ino: number): Promise<void> {
+    await this.held.get(ino)?.changing; // which writes it back too; where that fails it is as it was
     const state = this.native.fileState(ino);
     if (state === undefined) return;
     if (state.dirtyBytes > 0) await this.native.flushFile(ino);
     const after = this.native.fileState(ino);
-    if (after === undefined || !after.recordChanged || this.held.get(ino)?.mode !== 'write') return;
+    if (after === undefined || !after.recordChanged || this.held.get(ino)?.delegation === undefined) return;
     await this.commits.commit(ino, this.native.record(ino, false));
     // Changed again meanwhile: then the next commit has it.
     if (this.native.fileState(ino)?.change === after.change) this.native.record(ino, true);
@@ -221,7 +222,7 @@ export class MountClient {
     await givenUp;
     await restated;
     await this.commits.recommit();
-    this.held.giveBackOwed();
+    setImmediate(() => this.held.giveBackOwed()); // once this has returned the session is alive
     this.rejoining.renewAll(); // after a fence that the session was lost again in
     void this.pushes.settlePaused();
     void this.reserve.spread();

@@ -313,7 +313,7 @@ export class Pushes implements PushHandlers {
     const { held, regions } = this.parts;
     await regions.fetchFor(record, file.asked === 'write');
     await file.installing;
-    // Native's is the newer one of a file that is held for writing.
-    if (held.get(file.ino) === file && file.mode !== 'write') held.noteRecord(file, record);
+    // Until a write delegation's last record is with the manager, native's is the newer one.
+    if (held.get(file.ino) === file && file.delegation === undefined) held.noteRecord(file, record);
   }
 }

@@ -123,7 +123,8 @@ export class Copies {
     await Promise.all(
       holders.map(async (holder) => {
         const client = clients.get(holder.client);
-        if (client?.state !== 'live') return;
+        // Whoever writes alone has found out by itself, and has the newer record; it is told with what it is granted next.
+        if (client?.state !== 'live' || holder.row.mode === 'write') return;
         delegations.newsFor(inode.ino, holder);
         const news = { ino: inode.ino, offset: 0, length: 0, attr: attrOf(inode), record: recordOf(store, inode) };
         const told = await clients.tell(client, 'invalidate', news, { limitMs: RECALL_TIMEOUT_MS, again: true });

@@ -97,6 +97,40 @@ describe('giving back', () => {
     expect(t.manager.asked.find(({ name }) => name === 'release')?.ask).toMatchObject({ ino: 5, record: expect.any(Uint8Array) });
   });
 
+  test('when the answer is lost, nobody opens it before it was given back again', async () => {
+    const { held } = t.client;
+    const lost = (): Promise<never> => Promise.reject(new SessionFailure('closed', 'EIO', 'the session is lost'));
+    t.manager.script.release = lost;
+    for (const ino of [5, 6, 7]) {
+      await held.open(ino, 'write');
+      t.native.write(ino, 4096);
+      held.close(ino, 'write');
+    }
+    await settle();
+    const first = held.get(5);
+    t.manager.takeAsked();
+    await expect(held.open(5, 'write')).rejects.toMatchObject({ code: 'EIO' });
+    expect(t.manager.takeAsked()).toEqual(['release']);
+    t.manager.script.release = () => ({});
+    const again = await held.open(5, 'write');
+    expect(again).not.toBe(first);
+    expect(t.manager.takeAsked()).toEqual(['release', 'acquire']);
+  });
+
+  test('what could not be given back while the session was lost is, on the next one', async () => {
+    const { held } = t.client;
+    t.manager.script.acquire = ({ ino }) => grantOf(ino, 'shared');
+    await held.open(5, 'write');
+    t.manager.alive = false;
+    held.close(5, 'write');
+    await settle();
+    expect(held.get(5)).toBeDefined();
+    await t.manager.events?.resumed(t.manager.hello);
+    t.manager.alive = true; // not before that is done
+    await settle();
+    expect(held.get(5)).toBeUndefined();
+  });
+
   test('what cannot be written back stays held', async () => {
     t.native.onFlush = () => Promise.reject(new Error('appliance dead'));
     for (const ino of [5, 6, 7]) {
@@ -184,6 +218,17 @@ describe('recall', () => {
     t.manager.asked.length = 0;
     await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
     expect(t.manager.asked).toEqual([]);
+  });
+
+  test('what the manager tells while it is being written back does not replace what is newer', async () => {
+    await t.client.held.open(5, 'write');
+    t.native.write(5, 4096);
+    t.native.onFlush = async () => {
+      await t.manager.pushes?.invalidate({ ino: 5, offset: 0, length: 0, attr: attrOfFile(5), record: emptyRecord(5) });
+    };
+    await t.manager.pushes?.recall({ ino: 5, to: 'shared' });
+    const told = t.manager.asked.find(({ name }) => name === 'gaveUp')?.ask as { record: Uint8Array };
+    expect(decodeRecord(told.record).size).toBe(4096);
   });
 
   test('a file that is not open is given up whole', async () => {
