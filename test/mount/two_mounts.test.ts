@@ -106,6 +106,34 @@ describe('two mounts', () => {
     expect(await b.do(`os.path.exists('fresh')`)).toBe(false);
   });
 
+  test('what a mount leaves behind another takes over: not a byte is copied, and it stays where it is', async () => {
+    const bytes = 8 << 20;
+    const giver = new Actor((await cluster.startMount('giver')).mountPoint);
+    await giver.do(
+      `f = open('handed', 'w+b'); f.truncate(${bytes}); m = mmap.mmap(f.fileno(), ${bytes}); m[:] = random.randbytes(${bytes})`,
+    );
+    const hash = await giver.do<string>(`m.flush(); hashlib.sha256(m).hexdigest()`);
+    await giver.do(`m.close(); f.close()`);
+    await giver.end();
+    await cluster.signal('giver', 'SIGTERM');
+
+    const places = async (): Promise<unknown> =>
+      (JSON.parse((await cluster.extmem('info', '/handed', '--json')).stdout) as { regions: unknown }).regions;
+    const moved = async (what: 'bytesRead' | 'bytesWritten'): Promise<number> => {
+      const { fabric } = (await cluster.statistics('m2')) as unknown as { fabric: Record<string, Record<typeof what, number>> };
+      return Object.values(fabric).reduce((sum, peer) => sum + peer[what], 0);
+    };
+    const [before, read, written] = [await places(), await moved('bytesRead'), await moved('bytesWritten')];
+    expect(before).not.toEqual([]);
+    await b.do(`g = open('handed', 'r+b'); m = mmap.mmap(g.fileno(), 0)`);
+    expect(await moved('bytesRead')).toBe(read);
+    expect(await b.do(`hashlib.sha256(m).hexdigest()`)).toBe(hash);
+    expect(await moved('bytesWritten')).toBe(written);
+    await b.do(`m[:4] = b'mine'; m.flush(); m.close(); g.close()`);
+    expect(await places()).toEqual(before);
+    expect(await a.do(`get('handed')[:4] == b'mine'`)).toBe(true);
+  });
+
   test('two sqlite writers, one on each mount, lose no row', async () => {
     const rows = 150;
     const path = (mount: string): string => cluster.mount(mount).path('shared.db');
