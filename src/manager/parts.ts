@@ -118,6 +118,8 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   await copies.sweep();
   await directories.clean();
   await delegations.clean();
+  // What an earlier life changed it may not have told everybody.
+  for (const ino of reclaimer.restoredCuts()) delegations.extentsChanged(ino, undefined);
   const parts: Parts = {
     ...kept,
     clusterKey: cluster.key,

@@ -286,4 +286,20 @@ describe('a cut of a shared file', () => {
     await until('it is zeroed', async () => appliance.punched.length > 0);
     expect(appliance.punched).toEqual([{ region, offset: PAGE, length: 3 * PAGE }]);
   }, 20_000);
+
+  test('whose manager died before it told everybody is known to who hears of a write after that', async () => {
+    const { ino, region } = await sharedFile();
+    a.override.invalidate = () => new Promise(() => undefined);
+    const cutting = b.ask('setattr', { ino, set: { size: PAGE } }).catch(() => 'lost');
+    await a.next('invalidate');
+    await cluster.restartManager();
+    await appliance.connect();
+    a.override.invalidate = () => ({});
+    await Promise.all([a.connect(true), b.connect(true)]);
+    expect(await cutting).toBe('lost');
+    const told = a.next('invalidate');
+    await wrote(b, ino, 0, 10);
+    const { record } = await told;
+    expect(decodeRecord(record as Uint8Array)).toMatchObject({ size: PAGE, extents: [extent(0, PAGE, region, 0)] });
+  }, 20_000);
 });
