@@ -14,10 +14,11 @@ const below = {
   store: ['base'],
   region: ['base', 'store'],
   fabric: ['base'],
+  move: ['base', 'region', 'fabric'],
   extent: ['base', 'fabric'],
   cache: ['base', 'fabric', 'extent'],
   fuse: ['base', 'fabric', 'extent', 'cache'],
-  binding: ['base', 'store', 'region', 'fabric', 'extent', 'cache', 'fuse'],
+  binding: ['base', 'store', 'region', 'fabric', 'move', 'extent', 'cache', 'fuse'],
 };
 
 /** Tests, benchmarks and test programs put both ends together. */

@@ -2,8 +2,10 @@
 #include <errno.h>
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "base/trace.h"
@@ -11,6 +13,7 @@
 #include "binding/job_thread.h"
 #include "binding/main_thread.h"
 #include "binding/mount_binding.h"
+#include "move/copier.h"
 #include "region/region_server.h"
 
 namespace extmem::binding {
@@ -61,6 +64,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                         InstanceMethod<&RegionServer::persist_last>("persistLast"),
                         InstanceMethod<&RegionServer::settle_freed>("settleFreed"),
                         InstanceMethod<&RegionServer::settle_destroyed>("settleDestroyed"),
+                        InstanceMethod<&RegionServer::copy_pieces>("copyPieces"),
+                        InstanceMethod<&RegionServer::stop_copying>("stopCopying"),
                         InstanceMethod<&RegionServer::close>("close")});
   }
 
@@ -118,6 +123,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     background_ = std::make_unique<JobThread>();
     settling_ = std::make_unique<JobThread>();
     revoking_ = std::make_unique<JobThread>();
+    copying_ = std::make_unique<JobThread>();
   }
   ~RegionServer() override { shut_down(); }
 
@@ -392,6 +398,107 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                    [regions = numbers_of(info[0])](auto& server) { return server.settle_destroyed(regions); });
   }
 
+  static move::Copier::Options copier_options_of(const Napi::Object& object) {
+    move::Copier::Options options{.credentials = {}, .limit_ms = u64_of(object, "limitMs")};
+    options.credentials.client = u64_of(object, "client");
+    options.credentials.client_generation = static_cast<uint32_t>(u64_of(object, "clientGeneration"));
+    const auto key = to_bytes(object.Get("clientKey"));
+    EXTMEM_ASSERT(key.size() == options.credentials.key.size());
+    std::copy(key.begin(), key.end(), options.credentials.key.begin());
+    return options;
+  }
+  static std::vector<move::Origin> origins_of(const Napi::Value& value) {
+    std::vector<move::Origin> origins;
+    auto list = value.As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto one = list.Get(index).As<Napi::Object>();
+      move::Origin origin{.id = string_of(one, "id"), .endpoints = {}, .incarnation = u64_of(one, "incarnation")};
+      auto endpoints = one.Get("endpoints").As<Napi::Array>();
+      for (uint32_t at = 0; at < endpoints.Length(); ++at) {
+        auto endpoint = endpoints.Get(at).As<Napi::Object>();
+        origin.endpoints.push_back(
+            {.address = string_of(endpoint, "address"), .port = static_cast<uint16_t>(u64_of(endpoint, "port"))});
+      }
+      origins.push_back(std::move(origin));
+    }
+    return origins;
+  }
+  static std::vector<move::CopyPiece> copy_pieces_of(const Napi::Value& value) {
+    std::vector<move::CopyPiece> pieces;
+    auto list = value.As<Napi::Array>();
+    for (uint32_t index = 0; index < list.Length(); ++index) {
+      auto one = list.Get(index).As<Napi::Object>();
+      move::CopyPiece piece{.region = u64_of(one, "region"),
+                            .offset = u64_of(one, "offset"),
+                            .bytes = u64_of(one, "length"),
+                            .sources = {}};
+      auto sources = one.Get("sources").As<Napi::Array>();
+      for (uint32_t at = 0; at < sources.Length(); ++at) {
+        auto from = sources.Get(at).As<Napi::Object>();
+        move::Source source{.origin = string_of(from, "origin"),
+                            .region = u64_of(from, "region"),
+                            .region_bytes = u64_of(from, "bytes"),
+                            .offset = u64_of(from, "offset"),
+                            .capability = {}};
+        const auto capability = to_bytes(from.Get("capability"));
+        EXTMEM_ASSERT(capability.size() == sizeof source.capability);
+        std::memcpy(&source.capability, capability.data(), sizeof source.capability);
+        piece.sources.push_back(std::move(source));
+      }
+      pieces.push_back(std::move(piece));
+    }
+    return pieces;
+  }
+  static const char* code_of(move::CopyOutcome::Code code) {
+    switch (code) {
+      case move::CopyOutcome::Code::stopped:
+        return "ECANCELED";
+      case move::CopyOutcome::Code::late:
+        return "ETIMEDOUT";
+      default:
+        return "EIO";
+    }
+  }
+
+  /// One after the other, on a thread of their own.
+  Napi::Value copy_pieces(const Napi::CallbackInfo& info) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
+    auto object = info[0].As<Napi::Object>();
+    auto copier = std::make_shared<move::Copier>(server(info.Env()), copier_options_of(object),
+                                                 origins_of(object.Get("origins")));
+    {
+      std::lock_guard guard(copiers_lock_);
+      copiers_.push_back(copier);
+    }
+    copying_->run([this, copier, pieces = copy_pieces_of(object.Get("pieces")), deferred] {
+      const auto outcome = copier->copy(pieces);
+      {
+        std::lock_guard guard(copiers_lock_);
+        std::erase(copiers_, copier);
+      }
+      main_thread_.run([deferred, outcome](Napi::Env env) {
+        if (outcome.code == move::CopyOutcome::Code::ok)
+          deferred->Resolve(env.Undefined());
+        else
+          deferred->Reject(coded_error(env, code_of(outcome.code), outcome.why).Value());
+      });
+    });
+    return deferred->Promise();
+  }
+  /// Settles when nothing is being copied that was asked for before.
+  Napi::Value stop_copying(const Napi::CallbackInfo& info) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
+    server(info.Env());
+    stop_copiers();
+    copying_->run(
+        [this, deferred] { main_thread_.run([deferred](Napi::Env env) { deferred->Resolve(env.Undefined()); }); });
+    return deferred->Promise();
+  }
+  void stop_copiers() {
+    std::lock_guard guard(copiers_lock_);
+    for (auto& copier : copiers_) copier->stop();
+  }
+
   void close(const Napi::CallbackInfo&) { shut_down(); }
 
   void shut_down() {
@@ -402,6 +509,8 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     persisting_.reset();
     settling_.reset();
     revoking_.reset();
+    stop_copiers();
+    copying_.reset();
     server_->close();
     server_.reset();
     main_thread_.close();
@@ -411,8 +520,10 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   Napi::FunctionReference on_refused_, on_progress_, on_window_;
   std::unique_ptr<region::RegionServer> server_;
   // What waits for the store; they use server_. What was freed does not wait until everything is persisted.
-  std::unique_ptr<JobThread> persisting_, background_, settling_, revoking_;
-  std::thread fencing_;  // the latest fence; one at a time
+  std::unique_ptr<JobThread> persisting_, background_, settling_, revoking_, copying_;
+  std::mutex copiers_lock_;
+  std::vector<std::shared_ptr<move::Copier>> copiers_;  // under way, or waiting
+  std::thread fencing_;                                 // the latest fence; one at a time
 };
 
 }  // namespace

@@ -43,6 +43,7 @@ class Server final : public RegionServer {
   std::optional<RegionInfo> region(uint64_t id) const override;
   std::vector<RecordInfo> list_records() const override;
   std::vector<uint64_t> take_written(uint64_t region) override;
+  std::optional<Status> write(uint64_t region, uint64_t offset, std::span<const uint8_t> data) override;
   Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) override;
   Status remove_record(uint64_t region, uint64_t ino) override;
   Memory memory() const override;
@@ -274,6 +275,13 @@ std::vector<RecordInfo> Server::list_records() const {
 std::vector<uint64_t> Server::take_written(uint64_t region_id) {
   auto region = service_.regions.find(region_id);
   return region ? region->take_written() : std::vector<uint64_t>();
+}
+
+std::optional<Status> Server::write(uint64_t region_id, uint64_t offset, std::span<const uint8_t> data) {
+  auto region = service_.regions.find(region_id);
+  if (!region) return Status::not_present;
+  const auto outcome = region->write(offset, data);
+  return outcome ? std::optional(outcome->status) : std::nullopt;
 }
 
 Status Server::put_record(uint64_t region_id, uint64_t ino, std::vector<uint8_t> bytes) {

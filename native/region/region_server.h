@@ -144,6 +144,8 @@ class RegionServer {
   virtual std::vector<RecordInfo> list_records() const = 0;  ///< file records kept beside regions
   virtual std::vector<uint64_t> take_written(
       uint64_t region) = 0;  ///< chunks written since this was last asked (Region::take_written)
+  /// As a client's write by message; nullopt: busy, ask again. Any thread.
+  virtual std::optional<Status> write(uint64_t region, uint64_t offset, std::span<const uint8_t> data) = 0;
   virtual Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) = 0;
   virtual Status remove_record(uint64_t region, uint64_t ino) = 0;
   virtual Memory memory() const = 0;

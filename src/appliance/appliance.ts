@@ -25,6 +25,7 @@ import { MAX_LINKS, PROTOCOL_VERSION } from '../base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../base/session.js';
 import { formatSize } from '../base/size.js';
 import type { NativeRegionInfo, RegionServer, RegionServerOptions } from '../binding/index.js';
+import { Copying } from './copying.js';
 import { readHealth, worries } from './health.js';
 import { Keeping, type StoreSettings } from './keeping.js';
 import { findLocalAddress } from './local_address.js';
@@ -104,6 +105,7 @@ class Member implements Appliance {
   private readonly life = randomBytes(6).readUIntBE(0, 6) || 1;
   private readonly points: readonly { address: string; port: number }[];
   private server: RegionServer | undefined;
+  private copying: Copying | undefined;
   private clusterKey: Uint8Array | undefined;
   private session: ManagerSession | undefined;
   private readonly closing = new AbortController();
@@ -183,6 +185,7 @@ class Member implements Appliance {
   private async leave(): Promise<void> {
     this.closing.abort();
     this.problem = 'closing';
+    await this.copying?.stop();
     await this.keeping?.finish();
     const { session } = this;
     if (session?.isOpen === true) {
@@ -210,10 +213,13 @@ class Member implements Appliance {
       },
     );
     this.session = session;
+    void session.closed.then(() => this.copying?.stop());
     try {
       const { clusterKey, access } = await session.call('join', { version: PROTOCOL_VERSION, id: this.id });
       this.acceptCluster(clusterKey);
       this.server ??= this.serve(clusterKey, access);
+      this.copying ??= new Copying(this.server);
+      await this.copying.stop(); // of an earlier session
       this.server.setLinkAddresses(this.endpoints.map(({ address }) => address));
       const restored = this.keeping === undefined || this.toldRestored ? {} : { restored: this.server.restored() };
       const welcome = await session.call('hello', { version: PROTOCOL_VERSION, appliance: this.describe(), ...restored });
@@ -388,7 +394,8 @@ class Member implements Appliance {
     const on = <Ask, Answer>(act: (server: RegionServer, ask: Ask) => Answer) => {
       return (ask: Ask): Answer => {
         try {
-          return act(this.running(), ask);
+          const answer = act(this.running(), ask);
+          return answer instanceof Promise ? (answer.catch(rethrow) as Answer) : answer;
         } catch (error) {
           throw toExtmemError(error);
         }
@@ -398,13 +405,19 @@ class Member implements Appliance {
     return {
       createRegion: on((server, { region, bytes, thin }) => (server.createRegion(region, bytes, thin), done)),
       resizeRegion: on((server, { region, bytes }) => (server.resizeRegion(region, bytes), done)),
-      destroyRegions: on((server, { regions }) => {
+      destroyRegions: on(async (server, { regions }) => {
+        await this.copying?.stopIn(regions.map((region) => ({ region })));
         for (const region of regions) ifThere(() => server.destroyRegion(region));
         return this.settled(this.keeping?.destroyed(regions));
       }),
-      punch: on((server, { pieces }) => {
+      punch: on(async (server, { pieces }) => {
+        await this.copying?.stopIn(pieces);
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
         return this.settled(this.keeping?.freed(pieces));
+      }),
+      copy: on(async (_server, ask) => {
+        await this.copying?.copy(ask);
+        return done;
       }),
       persist: on((_server, { pieces }) => {
         if (this.keeping === undefined)
@@ -430,6 +443,10 @@ class Member implements Appliance {
       }),
     };
   }
+}
+
+function rethrow(error: unknown): never {
+  throw toExtmemError(error);
 }
 
 const isAnywhere = (address: string): boolean => address === '0.0.0.0' || address === '::';

@@ -371,29 +371,48 @@ function tearRow(extent: Extent, row: number, from: number, to: number, kept: Ex
   }
 }
 
-/** Extents of one column that go on where the last one ended, in the file and in every copy, become one. */
-function joinExtents(extents: readonly Extent[]): Extent[] {
+/** Extents that go on where the last one ended, in the file and in every member, become one. */
+export function joinExtents(extents: readonly Extent[]): Extent[] {
   const out: Extent[] = [];
   for (const extent of extents) {
     const last = out.at(-1);
-    if (last !== undefined && goesOn(last, extent))
-      out[out.length - 1] = oneColumn(last.fileOffset, last.length + extent.length, last.members);
+    if (last !== undefined && goesOn(last, extent)) out[out.length - 1] = joined(last, extent);
     else out.push(extent);
   }
   return out;
 }
 
+function joined(last: Extent, extent: Extent): Extent {
+  const length = last.length + extent.length;
+  return columnsOf(last) === 1 ? oneColumn(last.fileOffset, length, last.members) : { ...last, length };
+}
+
 function goesOn(last: Extent, extent: Extent): boolean {
+  const columns = columnsOf(last);
   return (
-    columnsOf(last) === 1 &&
-    columnsOf(extent) === 1 &&
+    columns === columnsOf(extent) &&
     last.members.length === extent.members.length &&
+    (columns === 1 || (last.unit === extent.unit && last.length % (last.unit * columns) === 0)) &&
     last.fileOffset + last.length === extent.fileOffset &&
-    extent.members.every((member, copy) => {
-      const before = last.members[copy] as ExtentMember;
-      return before.region === member.region && before.offset + last.length === member.offset && flagsOf(before) === flagsOf(member);
+    extent.members.every((member, index) => {
+      const before = last.members[index] as ExtentMember;
+      return before.region === member.region && before.offset + memberBytes(last) === member.offset && flagsOf(before) === flagsOf(member);
     })
   );
+}
+
+/** After so many bytes of each member (whole units, of several columns); the second is absent where nothing is left. */
+export function splitExtent(extent: Extent, bytes: number): [Extent, Extent | undefined] {
+  const columns = columnsOf(extent);
+  const length = bytes * columns;
+  if (length >= extent.length) return [extent, undefined];
+  const rest = moved(extent.members, bytes);
+  if (columns === 1)
+    return [oneColumn(extent.fileOffset, length, extent.members), oneColumn(extent.fileOffset + length, extent.length - length, rest)];
+  return [
+    { ...extent, length },
+    { ...extent, fileOffset: extent.fileOffset + length, length: extent.length - length, members: rest },
+  ];
 }
 
 function* overlapping(extents: readonly Extent[], extent: Extent): Generator<Extent> {

@@ -6,6 +6,7 @@
  * `record` is a file record as protocol.json's RecordHeader describes it (file_record.ts encodes and decodes it).
  */
 import { Type, type Static, type TSchema } from '@sinclair/typebox';
+import { CopyAsk } from './copy_message.js';
 import { MAX_LINKS } from './protocol.js';
 
 const Id = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
@@ -560,6 +561,9 @@ export const appliancePushes = {
   resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
   destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  /** These pieces, whose bytes are zero, get those of pieces elsewhere. Once it is answered, or its session has ended, nothing more of
+   *  it happens; nor in regions that are punched or destroyed meanwhile. EIO: a source cannot be read; ECANCELED; ETIMEDOUT. */
+  copy: operation(CopyAsk, Empty),
   /** Answered when these pieces, or everything if none are named, are durable as they are now. ENOTSUP: there is no backing store;
    *  ESTORE: it fails, or is full. */
   persist: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),

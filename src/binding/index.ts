@@ -72,6 +72,21 @@ export interface StoreStatus {
   damagedPages: number; // reads of them fail
   broken: string; // why nothing is persisted any more; else ''
 }
+/** What is copied, by whom, and within which time. */
+export interface CopyPieces {
+  client: number;
+  clientGeneration: number;
+  clientKey: Uint8Array; // 32 bytes
+  limitMs: number;
+  origins: { id: string; incarnation: number; endpoints: { address: string; port: number }[] }[];
+  pieces: {
+    region: number;
+    offset: number;
+    length: number;
+    /** All with the same bytes: the next where one cannot be read. `bytes`: of that region. */
+    sources: { origin: string; region: number; bytes: number; offset: number; capability: Uint8Array }[];
+  }[];
+}
 export interface RegionServer {
   readonly ports: number[]; // of listenAddress, and of morePoints
   /** As in the options, or, where the backing store has all that an earlier one acknowledged, that one. */
@@ -107,6 +122,11 @@ export interface RegionServer {
   /** What was punched, or destroyed, is so in the backing store too when this resolves. */
   settleFreed(pieces: { region: number; offset: number; length: number }[]): Promise<void>;
   settleDestroyed(regions: number[]): Promise<void>;
+  /** Reads pieces of other appliances into regions of ours, whose bytes were zero. Rejects with ECANCELED (stopCopying), ETIMEDOUT,
+   *  EIO; nothing of it is under way any more when it has settled. */
+  copyPieces(ask: CopyPieces): Promise<void>;
+  /** Settles when nothing is being copied that was asked for before. */
+  stopCopying(): Promise<void>;
   close(): void;
 }
 

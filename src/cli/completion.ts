@@ -10,6 +10,7 @@ const choices: Record<string, string> = {
   '--layout': 'stripe concat mirror raid10',
   '--across': 'appliance host rack',
   '--strategy': 'spread best-fit',
+  '--rebuild': 'auto off',
   '--log-level': 'trace debug info warn error silent',
 };
 /** Commands whose arguments are folders of this machine, or files. */

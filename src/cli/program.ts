@@ -50,7 +50,7 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
       usage: 'manager',
       summary: 'run the manager: names, placement, leases; never on the data path',
       details: 'Writes the join token that appliances and clients need to its state folder, and prints how to join.',
-      settings: ['managerListen', 'stateDir', 'strategy', 'tlsCert', 'tlsKey', 'token', 'tokenFile', 'logLevel'],
+      settings: ['managerListen', 'stateDir', 'strategy', 'rebuild', 'rebuildRate', 'tlsCert', 'tlsKey', 'token', 'tokenFile', 'logLevel'],
       flags: [detach],
       examples: [
         'extmem manager',
@@ -231,6 +231,51 @@ What no rule gives is not allowed. Only allocations made with --allow, empty one
   ],
 ];
 
+const jobFlags = [
+  ['--rate <size>', 'no more bytes a second than this, as in 100M'],
+  ['--background', 'do not wait; extmem jobs tells how far it is'],
+] as const;
+
+const moves: readonly [CommandSpec, () => Promise<Act>][] = [
+  [
+    {
+      usage: 'migrate <paths...>',
+      summary: 'move the memory of allocations to an appliance, while they are in use',
+      details:
+        'Of what has several copies, one moves. Whoever writes waits for a moment at a time; nobody sees another byte. Ctrl-C ends the waiting, not the job.',
+      settings: allocationSettings,
+      flags: [['--to <appliance>', 'where to'], ['--from <appliance>', 'only what is there'], ...jobFlags],
+      examples: [
+        'extmem migrate /table --to a3',
+        'extmem migrate /a /b --from a1 --to a3 --rate 100M',
+        'extmem migrate /t --to a2 --background',
+      ],
+    },
+    async () => (await import('./jobs.js')).runMigrate,
+  ],
+  [
+    {
+      usage: 'rebuild [paths...]',
+      summary: 'make missing and differing copies whole again, while the files are in use: of some, or of all',
+      details:
+        'This also happens by itself, at a modest rate (extmem manager --rebuild, --rebuild-rate). What cannot be made whole is listed, with the reason.',
+      settings: allocationSettings,
+      flags: jobFlags,
+      examples: ['extmem rebuild', 'extmem rebuild /orders --rate 500M'],
+    },
+    async () => (await import('./jobs.js')).runRebuild,
+  ],
+  [
+    {
+      usage: 'jobs [cancel] [job]',
+      summary: 'what is being moved, and what was; or cancel one, after what is being moved right now',
+      settings: managerSettings,
+      examples: ['extmem jobs', 'extmem jobs --json', 'extmem jobs cancel 7'],
+    },
+    async () => (await import('./jobs.js')).runJobs,
+  ],
+];
+
 const operations: readonly [CommandSpec, () => Promise<Act>][] = [
   [
     {
@@ -367,7 +412,7 @@ Several machines:
   extmem mount --manager 10.0.0.1 /mnt/extmem
 ${exitCodeHelp}`,
     );
-  for (const [spec, load] of [...roles, ...allocations, ...operations]) {
+  for (const [spec, load] of [...roles, ...allocations, ...moves, ...operations]) {
     define(program, finish, spec, async (call) => (await load())(call));
   }
   for (const command of program.commands) command.exitOverride();

@@ -45,11 +45,13 @@ async function startManager({ settings, ...call }: Invocation): Promise<Running>
   const stateDir = settings.required('stateDir');
   const tokenFile = settings.optional('tokenFile');
   const token = settings.optional('token') ?? (tokenFile === undefined ? undefined : readSecret(tokenFile, 'the join token'));
+  const rebuildRate = settings.optional('rebuildRate');
   const manager = await createManager({
     host: listen.address ?? '0.0.0.0',
     port: listen.port,
     stateDir,
     strategy: settings.required('strategy'),
+    rebuild: { automatic: settings.required('rebuild') === 'auto', ...(rebuildRate === undefined ? {} : { rate: rebuildRate }) },
     ...(token === undefined ? {} : { token }),
     ...(cert === undefined || key === undefined
       ? {}

@@ -78,6 +78,13 @@ export const settings = {
     'how regions are placed: spread or best-fit',
     'spread',
   ),
+  rebuild: setting('--rebuild <when>', 'EXTMEM_REBUILD', oneOf('auto', 'off'), 'make lost copies anew by itself: auto or off', 'auto'),
+  rebuildRate: setting(
+    '--rebuild-rate <size>',
+    'EXTMEM_REBUILD_RATE',
+    parseSize,
+    'bytes a second of that at most; 0: as fast as it goes (default: 64M)',
+  ),
   memory: setting('--memory <size>', 'EXTMEM_MEMORY', parseSize, 'memory to donate, as in 8G'),
   applianceListen: setting(
     '--listen <address>',

@@ -176,6 +176,18 @@ export class Allocations {
     await this.unlink(parent.ino, name, true, who);
   }
 
+  /** Which files these are; whoever asks may change how they lie. */
+  async filesAt(paths: readonly string[], who?: Identity): Promise<{ ino: number; path: string }[]> {
+    const { access, store } = this.parts;
+    return Promise.all(
+      paths.map(async (path) => {
+        const inode = findFile(store, (await this.findPath(path)).ino);
+        access.check(inode, who, 'write-metadata');
+        return { ino: inode.ino, path: `/${splitPath(path).join('/')}` };
+      }),
+    );
+  }
+
   /** Says who holds it; what is open is renewed by its client. An allocation without a time limit needs no more. */
   renew(path: string, who?: Identity): Promise<AllocationInfo> {
     return this.info(path, who);

@@ -147,6 +147,18 @@ export class Contents {
     });
   }
 
+  /** In the file's turn: nobody writes to it while `change` runs, and all that was written is with the appliances. Who has it open goes
+   *  on by what tellMoved() says, or where it was if `change` fails. */
+  async whileStill<T>(ino: number, change: () => Promise<T>): Promise<T> {
+    await this.parts.delegations.recall(ino, undefined, 'writers');
+    return this.whilePaused(ino, change);
+  }
+
+  /** The same bytes lie elsewhere: nobody reads where they were when this resolves. */
+  async tellMoved(inode: Inode): Promise<void> {
+    await this.tellCut(inode, undefined, { offset: 0, length: 0 });
+  }
+
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
     const { store, files, regions, delegations, reclaimer } = this.parts;
     await delegations.answerTaken(ask.ino, client);

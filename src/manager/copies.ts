@@ -35,6 +35,9 @@ export interface CopiesParts {
 }
 
 export class Copies {
+  /** Copies of files count no more, or may differ. */
+  onChanged: () => void = () => undefined;
+
   constructor(private readonly parts: CopiesParts) {}
 
   /** Some copies did not take a write that others took. The answer says which count now. */
@@ -54,6 +57,7 @@ export class Copies {
     const inode = findFile(store, ino);
     this.parts.log.warn({ ino, client: client.id, copies: ask.places.length }, 'copies of a file did not take a write; they count no more');
     await this.tell(inode, delegations.others(ino, client), 'surely');
+    this.onChanged();
     return { record: recordOf(store, inode) };
   }
 
@@ -114,6 +118,7 @@ export class Copies {
       // Later: they have found out by themselves that those regions are gone.
       if (how === 'surely') await Promise.all(told);
     }
+    if (count > 0) this.onChanged();
     return count;
   }
 

@@ -43,6 +43,12 @@ function domainOf({ id, hostId, rack }: Placed, across: AcrossName): string | un
   return domain === '' ? undefined : domain;
 }
 
+/** Whether a copy may lie on `one` beside those on `others`. */
+export function isApart(one: Placed, others: readonly Placed[], across: AcrossName = 'appliance'): boolean {
+  const domain = domainOf(one, across);
+  return domain !== undefined && others.every((other) => other.id !== one.id && domainOf(other, across) !== domain);
+}
+
 function formAt<One extends Placed>(appliances: readonly One[], copies: number, domainOfOne: (one: One) => string | undefined): One[][] {
   const groups = new Map<string, One[]>();
   for (const one of appliances) {

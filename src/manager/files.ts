@@ -172,6 +172,21 @@ export class Files {
     return next;
   }
 
+  /** The same bytes lie elsewhere: in pieces that are held by a ticket, which is kept in the same transaction. */
+  move(tx: Transaction, inode: Inode, extents: readonly Extent[]): Inode {
+    const before = this.extents(tx, inode.ino);
+    const next: Inode = { ...inode, change: inode.change + 1, epoch: inode.epoch + 1 };
+    this.putRecord(tx, { ...recordHeader(next), extents: [...extents] });
+    putInode(tx, next);
+    const freed = subtractPieces(before.flatMap(extentPieces), extents.flatMap(extentPieces));
+    const stays = new Set(besideOf(extents));
+    const records = besideOf(before)
+      .filter((region) => !stays.has(region))
+      .map((region) => ({ region, ino: inode.ino }));
+    this.reclaimer.free(tx, freed, { records, cutOf: inode.ino });
+    return next;
+  }
+
   /** Shared mode: a range was written through; the file is at least so long. */
   wrote(tx: Transaction, inode: Inode, size: number, mtime: Time): Inode {
     const next: Inode = {
@@ -237,8 +252,7 @@ export class Files {
     if (stored === undefined) return;
     tx.remove(keys.record(ino));
     const { extents } = decodeRecord(stored);
-    const [first] = extents;
-    const beside = first === undefined ? [] : columnMembers(first, 0).map(({ region }) => ({ region, ino }));
+    const beside = besideOf(extents).map((region) => ({ region, ino }));
     const own = this.ownRegions(extents, ino);
     for (const region of own) this.regions.setRow(tx, region, { ino: 0 });
     this.reclaimer.free(tx, joinPieces(extents.flatMap(extentPieces)), { records: beside });
@@ -294,6 +308,11 @@ export class Files {
       return region !== undefined && region.row.client === client && !region.used.overlaps(offset, length);
     });
   }
+}
+
+/** The regions that a file's record is kept beside. */
+function besideOf([first]: readonly Extent[]): number[] {
+  return first === undefined ? [] : columnMembers(first, 0).map(({ region }) => region);
 }
 
 /** Throws EINVAL if a piece is named twice. */

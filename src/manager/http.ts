@@ -26,6 +26,7 @@ import { MAX_FRAME_BYTES, Session, type Handlers, type SessionSocket, type Sessi
 import { MAX_KEYS, type Identity } from './access.js';
 import { applianceConnection } from './appliance_handlers.js';
 import { clientConnection } from './client_handlers.js';
+import { addJobRoutes, ErrorAnswer } from './http_jobs.js';
 import { limits } from './limits.js';
 import { renderMetrics } from './metrics.js';
 import type { Parts } from './parts.js';
@@ -38,7 +39,6 @@ export interface HttpOptions {
   log: Logger;
 }
 
-const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
 const AccessRules = Type.String({ maxLength: 16 * 1024 });
 const AccessKey = Type.String({ minLength: 1, maxLength: 1024 });
 const CreateBody = Type.Object({
@@ -201,6 +201,7 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
     clients: describeStatus(parts).clients,
   }));
   addRegionRoutes(app, parts);
+  addJobRoutes(app, parts, (request) => identify(parts, request));
   addAllocationRoutes(app, parts);
 }
 

@@ -15,6 +15,7 @@ import { PLACEMENTS, type PlacementName } from './placement.js';
 
 export type { AllocationInfo } from './allocations.js';
 export { PLACEMENTS, type PlacementName } from './placement.js';
+export type { Job } from './moves/jobs.js';
 export type { OneRegionAnswer, RegionAnswer, RegionsAnswer } from './region_list.js';
 export type { HealthAnswer, SpaceAnswer, StatusAnswer } from './status.js';
 
@@ -29,6 +30,8 @@ export interface ManagerOptions {
   strategy?: PlacementName;
   /** Allocations created with at least so many bytes get regions of their own. */
   dedicatedBytes?: number;
+  /** Copies that are lost are made anew by themselves (default), so fast: bytes per second, 0: as fast as it goes. */
+  rebuild?: { automatic?: boolean; rate?: number };
 }
 
 export interface Manager {
@@ -40,6 +43,8 @@ export interface Manager {
 }
 
 const DEDICATED_BYTES = 256 * 1024 * 1024;
+/** Half of what a network of 1 Gbit/s carries: mounts are to notice little of it. */
+export const REBUILD_RATE = 64 * 1024 * 1024;
 const MIN_TOKEN_LENGTH = 8;
 
 export async function createManager(options: ManagerOptions): Promise<Manager> {
@@ -52,7 +57,8 @@ export async function createManager(options: ManagerOptions): Promise<Manager> {
   const token = keepToken(options.stateDir, options.token);
   const store = openLmdbStore(join(options.stateDir, 'metadata'));
   try {
-    const parts = await assembleParts({ store, log, placement, dedicatedBytes: options.dedicatedBytes ?? DEDICATED_BYTES });
+    const rebuild = { automatic: options.rebuild?.automatic ?? true, rate: options.rebuild?.rate ?? REBUILD_RATE };
+    const parts = await assembleParts({ store, log, placement, dedicatedBytes: options.dedicatedBytes ?? DEDICATED_BYTES, rebuild });
     const app = await createHttp(parts, { token, log, ...(options.tls === undefined ? {} : { tls: options.tls }) });
     try {
       await app.listen({ host: options.host, port: options.port });
@@ -136,8 +142,12 @@ function startChores(parts: Parts): { stop(): void } {
     protection.noteTime().catch((error: unknown) => log.error({ error }, 'telling of windows that began or ended failed'));
   }, times.windowsMs).unref();
   const wanted = setInterval(() => fencing.fenceWanted(), times.wantedMs).unref();
+  // Appliances and clients come back first.
+  const jobs = setTimeout(() => parts.jobs.start(), times.rebuildRestMs).unref();
   return {
     stop: () => {
+      clearTimeout(jobs);
+      parts.jobs.stop();
       clearTimeout(restored);
       clearInterval(abandoned);
       clearInterval(wanted);

@@ -27,6 +27,13 @@ export const limits = {
   /** Regions of at most this many appliances in one answer to `provision`. */
   provisionSpread: 16,
   largestProvisionRegionBytes: 1024 * 1024 * 1024,
+  /** What of a file is moved at once. */
+  stretchBytes: 8 * 1024 * 1024,
+  /** Jobs that have ended, and are still told of. */
+  jobsKept: 100,
+  /** Files that a job tells of as not done. */
+  problemsPerJob: 100,
+  pathsPerJob: 4096,
   /** Largest file size: what a signed 53-bit offset of this protocol can name, in whole pages. */
   fileBytes: Number.MAX_SAFE_INTEGER - 4095,
 } as const;
@@ -35,6 +42,12 @@ export const times = {
   leaseMs: LEASE_MS,
   /** A client that is connected and answers pings is not waited for longer than this when it is told of a write (shared mode). */
   wroteTellMs: 1000,
+  /** Copying a stretch that moves, while nobody writes to its file: whoever waits for that does not wait for 5 s. */
+  copyMs: 3000,
+  /** After a copy is lost, until it is made anew: others may be lost with it, or come back. */
+  rebuildRestMs: 3000,
+  /** What could not be rebuilt is tried again after that. */
+  rebuildAgainMs: 60_000,
   /** Creating, destroying, punching on an appliance that answers. */
   applianceCallMs: 10_000,
   /** Persisting as much as an appliance may have. */

@@ -71,6 +71,8 @@ export const keys = {
   /** Pieces that no record names any more and that are not yet zeroed. */
   freed: (sequence: number) => `p/${hex(sequence)}`,
   allFreed: 'p/',
+  job: (id: number) => `j/${hex(id)}`,
+  jobs: 'j/',
   counter: (name: string) => `m/next/${name}`,
   cluster: 'm/cluster',
   /** The number that a key ends with. */

@@ -20,6 +20,9 @@ import { Interest } from './interest.js';
 import { times } from './limits.js';
 import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
+import { Jobs, type JobsParts, type RebuildOptions } from './moves/jobs.js';
+import { Mover, type MoverParts } from './moves/mover.js';
+import { Room, type RoomParts } from './moves/room.js';
 import { NameBatches } from './name_batches.js';
 import { Names } from './names.js';
 import { OwnRoom } from './own_room.js';
@@ -55,6 +58,7 @@ export interface Parts {
   fencing: Fencing;
   provisions: Provisions;
   allocations: Allocations;
+  jobs: Jobs;
   log: Logger;
   applianceInfos(): ApplianceInfo[];
   fileCount(): number;
@@ -65,6 +69,7 @@ export interface PartsOptions {
   log: Logger;
   placement: PlacementName;
   dedicatedBytes: number;
+  rebuild: RebuildOptions;
 }
 
 interface ClusterRow {
@@ -113,7 +118,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
-  const xattrs = new Xattrs({ store, files, delegations, allocations, protection });
+  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, contents, placement, log }, options.rebuild);
   await store.transact((tx) => names.ensureRoot(tx));
   await copies.sweep();
   await directories.clean();
@@ -125,7 +130,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     clusterKey: cluster.key,
     clusterName: cluster.name,
     names,
-    xattrs,
+    xattrs: new Xattrs({ store, files, delegations, allocations, protection }),
     clients,
     appliances,
     interest,
@@ -137,12 +142,24 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
     fencing,
     provisions,
     allocations,
+    jobs,
     log,
     applianceInfos: () => appliances.all().map((appliance) => appliance.describe(regions.reservedBytes(appliance.id))),
     fileCount: fileCounter(store),
   };
   await listenToAppliances(parts);
   return parts;
+}
+
+function assembleJobs(
+  parts: Omit<MoverParts & RoomParts & JobsParts, 'room' | 'mover'> & { copies: Copies },
+  rebuild: RebuildOptions,
+): Jobs {
+  const room = new Room(parts);
+  const mover = new Mover({ ...parts, room });
+  const jobs = new Jobs({ ...parts, mover, room }, rebuild);
+  parts.copies.onChanged = () => jobs.nudge();
+  return jobs;
 }
 
 /** The cluster's name and key are made once, and kept. */
@@ -173,6 +190,7 @@ async function listenToAppliances(parts: Parts): Promise<void> {
       reclaimer.resume(appliance);
       tidy(appliance.id);
       tellClients([]);
+      parts.jobs.nudge(); // there is room now, or what can be read again
     },
     down: () => tellClients([]),
     restored: async (appliance, before, restored) => {

@@ -89,7 +89,7 @@ export class Persistence {
     await this.parts.store.transact((tx) => tx.remove(keys.behind(ino)));
   }
 
-  private async persistPieces(meant: readonly RegionPiece[]): Promise<void> {
+  async persistPieces(meant: readonly RegionPiece[], timeoutMs: number = times.persistMs): Promise<void> {
     const { regions, appliances } = this.parts;
     const byAppliance = new Map<string, RegionPiece[]>();
     for (const piece of meant) {
@@ -103,7 +103,7 @@ export class Persistence {
       [...byAppliance].map(async ([id, some]) => {
         const appliance = appliances.get(id);
         if (appliance === undefined) throw new ExtmemError('EIO', `appliance ${id} is gone`);
-        await appliances.call(appliance, 'persist', { pieces: some }, times.persistMs);
+        await appliances.call(appliance, 'persist', { pieces: some }, timeoutMs);
       }),
     );
   }

@@ -88,6 +88,15 @@ export class Reclaimer {
     this.hold(some);
   }
 
+  /** Pieces of a ticket that was not started belong to a record from now on, of this transaction. */
+  keep(tx: Transaction, ticket: Ticket): void {
+    tx.remove(keys.freed(ticket.sequence));
+    for (const { region: id, length } of ticket.pieces) {
+      const region = this.regions.get(id);
+      if (region !== undefined) region.freeingBytes -= length;
+    }
+  }
+
   /** What a transaction freed: to be started when it is durable and nobody reads there any more. */
   ticketsOf(tx: Transaction): Ticket[] {
     const ticket = this.byTransaction.get(tx);

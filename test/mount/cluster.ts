@@ -58,6 +58,8 @@ export interface ClusterOptions {
   /** Default: as EXTMEM_IO_URING says, by which all mount tests run in either mode; else 'off'. */
   ioUring?: IoUring;
   cache?: string;
+  /** Whether lost copies are made anew by themselves; default: auto, as shipped. */
+  rebuild?: 'auto' | 'off';
   /** The manager serves TLS, with a certificate made for this cluster. Needs openssl. */
   tls?: boolean;
 }
@@ -77,6 +79,7 @@ export class TestCluster {
       XDG_STATE_HOME: this.folder,
       EXTMEM_RUNTIME_DIR: join(this.folder, 'run'),
       EXTMEM_TOKEN: this.token,
+      EXTMEM_REBUILD: this.options.rebuild ?? 'auto',
       EXTMEM_IO_URING: this.options.ioUring ?? process.env['EXTMEM_IO_URING'] ?? 'off',
     };
   }

@@ -36,7 +36,7 @@ const isUp = async (cluster: TestCluster): Promise<boolean> =>
   (await clusterStatus(cluster)).appliances.every(({ state }) => state === 'up');
 
 describe.each(['tcp', 'shm'] as const)('a mirrored file, over %s', (transport) => {
-  const cluster = new TestCluster({ transport, cache: '32M', memory: '256M' });
+  const cluster = new TestCluster({ transport, cache: '32M', memory: '256M', rebuild: 'off' });
   let actor: Actor;
   let count = 0;
 
@@ -157,7 +157,7 @@ describe.each(['tcp', 'shm'] as const)('a mirrored file, over %s', (transport) =
 });
 
 describe.each(['mirror', 'raid10'])('%s, shared by two mounts', (layout) => {
-  const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '256M', appliances: 4 });
+  const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '256M', appliances: 4, rebuild: 'off' });
   let writer: Actor;
   let reader: Actor;
   beforeAll(async () => {
@@ -196,7 +196,7 @@ describe.each(['mirror', 'raid10'])('%s, shared by two mounts', (layout) => {
 });
 
 test('an appliance that comes back with an earlier state is not believed, and the file is as it was last written', async () => {
-  const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '256M' });
+  const cluster = new TestCluster({ transport: 'tcp', cache: '32M', memory: '256M', rebuild: 'off' });
   const actor = new Actor();
   const startA1 = (): Promise<unknown> => cluster.startAppliance('a1', '--store', join(cluster.folder, 'store'));
   try {

@@ -35,6 +35,12 @@ export class StorelessServer {
   settleDestroyed(): Promise<void> {
     return Promise.resolve();
   }
+  copyPieces(): Promise<void> {
+    return Promise.resolve();
+  }
+  stopCopying(): Promise<void> {
+    return Promise.resolve();
+  }
 }
 
 /** Of a region without bytes. */

@@ -112,6 +112,7 @@ export class TestAppliance {
   readonly regions = new Map<number, { bytes: number; thin: boolean }>();
   readonly records: { region: number; ino: number; record: Uint8Array }[] = [];
   readonly punched: RegionPiece[] = [];
+  readonly copied: Ask<typeof appliancePushes, 'copy'>['pieces'] = [];
   readonly fenced: ClientRange[][] = [];
   readonly events: string[] = [];
   /** Replaces what a handler does. */
@@ -178,6 +179,7 @@ export class TestAppliance {
         return done;
       },
       punch: ({ pieces }) => (this.punched.push(...pieces), done),
+      copy: ({ pieces }) => (this.copied.push(...pieces), done),
       fence: (ask) => {
         this.fenced.push(ask.dead);
         this.events.push(...ask.dead.map(({ first, last }) => `fence ${first}-${last}`));
@@ -206,6 +208,7 @@ export class TestAppliance {
       resizeRegion: dispatch('resizeRegion'),
       destroyRegions: dispatch('destroyRegions'),
       punch: dispatch('punch'),
+      copy: dispatch('copy'),
       fence: dispatch('fence'),
       setAccess: dispatch('setAccess'),
       health: dispatch('health'),

@@ -1,0 +1,96 @@
+/**
+ * Jobs that move memory, over HTTP: they are asked for, looked at, and cancelled. A job is answered at once, and goes on by itself.
+ */
+import { Type, type Static } from '@sinclair/typebox';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { ExtmemError } from '../base/errors.js';
+import type { Identity } from './access.js';
+import { limits } from './limits.js';
+import { JOB_KINDS, JOB_STATES } from './moves/jobs.js';
+import type { Parts } from './parts.js';
+
+export const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
+
+const Bytes = Type.Integer({ minimum: 0 });
+const JobAnswer = Type.Object({
+  id: Type.Integer(),
+  kind: Type.Union(JOB_KINDS.map((kind) => Type.Literal(kind))),
+  /** Not asked for by anybody. */
+  automatic: Type.Boolean(),
+  /** None: all there are. */
+  files: Type.Array(Type.Object({ ino: Type.Integer(), path: Type.String() })),
+  to: Type.Optional(Type.String()),
+  from: Type.Optional(Type.String()),
+  /** Bytes per second at most; 0: as fast as it goes. */
+  rate: Bytes,
+  state: Type.Union(JOB_STATES.map((state) => Type.Literal(state))),
+  doneBytes: Bytes,
+  totalBytes: Bytes,
+  problems: Type.Array(Type.Object({ ino: Type.Integer(), path: Type.Optional(Type.String()), why: Type.String() })),
+  error: Type.String(),
+  /** Milliseconds since the epoch; 0: not yet. */
+  startedAt: Type.Integer(),
+  endedAt: Type.Integer(),
+});
+const Paths = Type.Array(Type.String({ minLength: 1 }), { maxItems: limits.pathsPerJob });
+const ApplianceId = Type.String({ minLength: 1, maxLength: 64 });
+const JobBody = Type.Union([
+  Type.Object({
+    kind: Type.Literal('migrate'),
+    paths: Paths,
+    to: ApplianceId,
+    /** Only what is there. */
+    from: Type.Optional(ApplianceId),
+    rate: Type.Optional(Bytes),
+  }),
+  /** Without paths: every file that has copies. */
+  Type.Object({ kind: Type.Literal('rebuild'), paths: Type.Optional(Paths), rate: Type.Optional(Bytes) }),
+]);
+const JobParams = Type.Object({ job: Type.Integer({ minimum: 1 }) });
+interface OneJob {
+  Params: Static<typeof JobParams>;
+}
+
+export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (request: FastifyRequest) => Promise<Identity>): void {
+  const { jobs, allocations } = parts;
+  const failures = { '4xx': ErrorAnswer };
+  app.post<{ Body: Static<typeof JobBody> }>(
+    '/v1/jobs',
+    {
+      schema: {
+        summary: 'Have memory moved: files to an appliance, or copies made whole',
+        body: JobBody,
+        response: { 201: JobAnswer, ...failures },
+      },
+    },
+    async (request, reply) => {
+      const { body } = request;
+      const files = await allocations.filesAt(body.paths ?? [], await identify(request));
+      if (body.kind === 'migrate' && files.length === 0) throw new ExtmemError('EINVAL', 'say which files to migrate');
+      const places = body.kind === 'migrate' ? { to: body.to, from: body.from } : {};
+      const job = await jobs.add({ kind: body.kind, files, rate: body.rate ?? 0, ...places });
+      return reply.code(201).send(job);
+    },
+  );
+  app.get(
+    '/v1/jobs',
+    { schema: { summary: 'Jobs that move memory, newest first', response: { 200: Type.Object({ jobs: Type.Array(JobAnswer) }) } } },
+    () => ({ jobs: jobs.list() }),
+  );
+  app.get<OneJob>(
+    '/v1/jobs/:job',
+    { schema: { summary: 'One job', params: JobParams, response: { 200: JobAnswer, ...failures } } },
+    (request) => jobs.get(request.params.job),
+  );
+  app.delete<OneJob>(
+    '/v1/jobs/:job',
+    {
+      schema: {
+        summary: 'Cancel a job, after what is being moved right now; what was moved stays where it is',
+        params: JobParams,
+        response: { 200: JobAnswer, ...failures },
+      },
+    },
+    (request) => jobs.cancel(request.params.job),
+  );
+}

@@ -1,0 +1,328 @@
+/**
+ * Jobs that move memory: what an operator asked for, and the rebuilding of copies that goes on by itself. A job is a row in the store:
+ * it goes on when the manager starts again, from how the files lie then.
+ *
+ * What was asked for and what goes on by itself do not wait for each other; of each, one job runs at a time, a stretch at a time.
+ *
+ * Owner: the event loop.
+ */
+import { ExtmemError, messageOf } from '../../base/errors.js';
+import { namesCopies, decodeRecord } from '../../base/file_record.js';
+import type { Logger } from '../../base/logger.js';
+import type { Appliances } from '../appliances.js';
+import type { Delegations } from '../delegations.js';
+import type { Files } from '../files.js';
+import type { Inode } from '../inode.js';
+import { limits, times } from '../limits.js';
+import { keys, takeNumber, type MetadataStore } from '../metadata_store.js';
+import type { Regions } from '../regions.js';
+import { hasBad, isLeftBad, migrating, rebuilding, whyLeft } from './choices.js';
+import type { Mover } from './mover.js';
+import { bytesMeant, type Choice } from './plan.js';
+import type { Room } from './room.js';
+
+export const JOB_KINDS = ['migrate', 'rebuild'] as const;
+export type JobKind = (typeof JOB_KINDS)[number];
+export const JOB_STATES = ['waiting', 'running', 'done', 'failed', 'cancelled'] as const;
+export type JobState = (typeof JOB_STATES)[number];
+
+/** As the store keeps it, and as it is told. */
+export interface Job {
+  readonly id: number;
+  readonly kind: JobKind;
+  /** Not asked for by anybody. */
+  readonly automatic: boolean;
+  /** None: all there are. */
+  readonly files: readonly { ino: number; path: string }[];
+  readonly to?: string;
+  readonly from?: string;
+  /** Bytes per second at most; 0: as fast as it goes. */
+  readonly rate: number;
+  readonly state: JobState;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+  /** Files that it could not, or not wholly, do. */
+  readonly problems: readonly { ino: number; path?: string; why: string }[];
+  /** Why it failed; ''. */
+  readonly error: string;
+  /** Milliseconds since the epoch; 0: not yet. */
+  readonly startedAt: number;
+  readonly endedAt: number;
+}
+
+export type JobAsk = Pick<Job, 'kind' | 'files' | 'rate'> & { to?: string | undefined; from?: string | undefined; automatic?: boolean };
+
+export interface JobsParts {
+  store: MetadataStore;
+  files: Files;
+  regions: Regions;
+  appliances: Appliances;
+  delegations: Delegations;
+  mover: Mover;
+  room: Room;
+  log: Logger;
+}
+
+export interface RebuildOptions {
+  automatic: boolean;
+  /** Bytes per second of what goes on by itself; 0: no limit. */
+  rate: number;
+}
+
+const TELL_EVERY_MS = 1000;
+const SCAN_AT_ONCE = 1000;
+/** An appliance that went may be back, or be found to be down, by then. */
+const TRIES = 4;
+const REST_MS = 1000;
+
+export class Jobs {
+  private readonly jobs = new Map<number, Job>();
+  private readonly cancelled = new Set<number>();
+  private readonly running = new Set<'asked' | 'automatic'>();
+  private nudged: NodeJS.Timeout | undefined;
+  private isStopped = false;
+
+  constructor(
+    private readonly parts: JobsParts,
+    private readonly rebuild: RebuildOptions,
+  ) {
+    for (const [, job] of parts.store.scan<Job>(keys.jobs)) this.jobs.set(job.id, job);
+  }
+
+  /** Those that an earlier life of this manager did not end go on. */
+  start(): void {
+    this.run('asked');
+    this.run('automatic');
+    this.nudge();
+  }
+
+  stop(): void {
+    this.isStopped = true;
+    clearTimeout(this.nudged);
+  }
+
+  /** Newest first. */
+  list(): Job[] {
+    return [...this.jobs.values()].sort((a, b) => b.id - a.id);
+  }
+
+  get(id: number): Job {
+    const job = this.jobs.get(id);
+    if (job === undefined) throw new ExtmemError('ENOENT', `there is no job ${id}; extmem jobs shows those there are`);
+    return job;
+  }
+
+  async add({ automatic = false, to, from, ...ask }: JobAsk): Promise<Job> {
+    for (const id of [to, from])
+      if (id !== undefined && this.parts.appliances.get(id) === undefined)
+        throw new ExtmemError('ENOENT', `there is no appliance ${id}; extmem status shows those there are`);
+    const { store } = this.parts;
+    const places = { ...(to === undefined ? {} : { to }), ...(from === undefined ? {} : { from }) };
+    const begun = { state: 'waiting', doneBytes: 0, totalBytes: 0, problems: [], error: '', startedAt: 0, endedAt: 0 } as const;
+    const job = await store.transact((tx) => {
+      const job: Job = { id: takeNumber(tx, 'job'), automatic, ...ask, ...places, ...begun };
+      tx.put(keys.job(job.id), job);
+      this.jobs.set(job.id, job);
+      for (const old of this.ended().slice(limits.jobsKept)) {
+        tx.remove(keys.job(old.id));
+        this.jobs.delete(old.id);
+      }
+      return job;
+    });
+    this.run(automatic ? 'automatic' : 'asked');
+    return job;
+  }
+
+  /** After the stretch that is being moved; what was moved stays where it is. */
+  async cancel(id: number): Promise<Job> {
+    const job = this.get(id);
+    if (isEnded(job)) throw new ExtmemError('EINVAL', `job ${id} has ended: it is ${job.state}`);
+    this.cancelled.add(id);
+    if (job.state === 'waiting') await this.put({ ...job, state: 'cancelled', endedAt: Date.now() });
+    return this.get(id);
+  }
+
+  /** Copies may have been lost, or there may be room for those that were: soon, they are made anew. */
+  nudge(afterMs: number = times.rebuildRestMs): void {
+    if (!this.rebuild.automatic || this.isStopped || this.nudged !== undefined) return;
+    this.nudged = setTimeout(() => {
+      this.nudged = undefined;
+      this.rebuildAll().catch((error: unknown) => this.tellFailure('rebuilding copies could not begin', error));
+    }, afterMs).unref();
+  }
+
+  private async rebuildAll(): Promise<void> {
+    const begun = [...this.jobs.values()].some((job) => job.automatic && !isEnded(job));
+    if (begun) return this.nudge();
+    if ((await this.badFiles(1)).length === 0) return;
+    const old = [...this.jobs.values()].filter((job) => job.automatic);
+    await this.parts.store.transact((tx) => old.forEach(({ id }) => tx.remove(keys.job(id))));
+    for (const { id } of old) this.jobs.delete(id);
+    await this.add({ kind: 'rebuild', files: [], rate: this.rebuild.rate, automatic: true });
+  }
+
+  private ended(): Job[] {
+    return this.list().filter(isEnded);
+  }
+
+  /** One after the other. */
+  private run(lane: 'asked' | 'automatic'): void {
+    if (this.running.has(lane)) return;
+    this.running.add(lane);
+    const next = (): Job | undefined =>
+      this.list()
+        .reverse()
+        .find((job) => job.automatic === (lane === 'automatic') && !isEnded(job));
+    const work = async (): Promise<void> => {
+      for (let job = next(); job !== undefined && !this.isStopped; job = next()) await this.runOne(job.id);
+    };
+    work()
+      .catch((error: unknown) => this.tellFailure('a job could not be written down', error))
+      .finally(() => {
+        this.running.delete(lane);
+        if (this.running.size === 0 && !this.isStopped)
+          this.parts.room
+            .release()
+            .catch((error: unknown) => this.tellFailure('regions that things moved to could not be given up', error));
+      });
+  }
+
+  private tellFailure(what: string, error: unknown): void {
+    if (!this.isStopped) this.parts.log.error({ error }, what);
+  }
+
+  private async runOne(id: number): Promise<void> {
+    await this.put({ ...this.get(id), state: 'running', startedAt: this.get(id).startedAt || Date.now(), problems: [] });
+    try {
+      await this.moveAll(id);
+      await this.end(id, this.cancelled.has(id) ? 'cancelled' : this.get(id).problems.length > 0 ? 'failed' : 'done', '');
+    } catch (error) {
+      if (this.isStopped) return; // it goes on in the next life
+      await this.end(id, 'failed', messageOf(error));
+    }
+  }
+
+  private async end(id: number, state: JobState, error: string): Promise<void> {
+    if (this.isStopped) return;
+    this.cancelled.delete(id);
+    const job = await this.put({ ...this.get(id), state, error, endedAt: Date.now() });
+    const { kind, doneBytes, problems } = job;
+    this.parts.log[state === 'failed' ? 'warn' : 'info'](
+      { job: id, kind, state, doneBytes, problems: problems.slice(0, 5), error },
+      'a job has ended',
+    );
+    if (job.automatic && state === 'failed') this.nudge(times.rebuildAgainMs);
+  }
+
+  private async moveAll(id: number): Promise<void> {
+    const { store, files } = this.parts;
+    const job = this.get(id);
+    const inos = job.kind === 'rebuild' && job.files.length === 0 ? await this.badFiles() : job.files.map(({ ino }) => ino);
+    const choose = this.choiceFor(job);
+    let left = 0;
+    for (const ino of inos) left += bytesMeant(files.extents(store, ino), choose);
+    await this.put({ ...job, totalBytes: job.doneBytes + left });
+    for (const ino of inos) {
+      if (this.isStopped || this.cancelled.has(id)) return;
+      const why = await this.moveFile(id, ino, choose);
+      if (why !== undefined) this.noteProblem(id, ino, why);
+    }
+  }
+
+  /** Why something of it is left. */
+  private async moveFile(id: number, ino: number, choose: Choice): Promise<string | undefined> {
+    const { store, files, mover, log } = this.parts;
+    for (let tries = 1; !this.isStopped && !this.cancelled.has(id);) {
+      const job = this.get(id);
+      const began = performance.now();
+      try {
+        const expectedBytes = Math.max(0, job.totalBytes - job.doneBytes);
+        const bytes = await mover.moveStretch(ino, { choose, to: job.to, expectedBytes });
+        if (bytes === 0) return this.whyLeft(job, ino);
+        await this.note({ ...job, doneBytes: job.doneBytes + bytes, totalBytes: Math.max(job.totalBytes, job.doneBytes + bytes) });
+        tries = 1;
+        await this.rest(job, ino, { bytes, tookMs: performance.now() - began });
+      } catch (error) {
+        if (!(error instanceof ExtmemError) || error.code === 'ENOSPC' || error.code === 'EDOMAIN' || tries >= TRIES)
+          return messageOf(error);
+        log.warn({ job: id, ino, code: error.code, why: error.message }, 'a stretch could not be moved; it is tried again');
+        tries++;
+        await sleep(REST_MS);
+        if (files.extents(store, ino).length === 0) return undefined; // removed meanwhile
+      }
+    }
+    return undefined;
+  }
+
+  /** Those who write to the file are not to wait more than they work; and no faster than was asked. */
+  private async rest({ rate }: Job, ino: number, { bytes, tookMs }: { bytes: number; tookMs: number }): Promise<void> {
+    const isWritten = this.parts.delegations.holders(ino).some(({ row }) => row.open === 'write');
+    const paced = rate > 0 ? (bytes / rate) * 1000 - tookMs : 0;
+    const restMs = Math.max(paced, isWritten ? tookMs : 0);
+    if (restMs > 0) await sleep(restMs);
+  }
+
+  private choiceFor({ kind, to, from }: Job): Choice {
+    if (kind === 'migrate' && to !== undefined) return migrating(this.parts, { to, from });
+    return rebuilding(this.parts);
+  }
+
+  private whyLeft({ kind, to }: Job, ino: number): string | undefined {
+    const { store, files } = this.parts;
+    const extents = files.extents(store, ino);
+    if (kind === 'rebuild') return whyLeft(this.parts, extents, isLeftBad(this.parts));
+    const isThere = (region: number): boolean => this.parts.regions.get(region)?.row.appliance === to;
+    return whyLeft(this.parts, extents, (copies) => !copies.some(({ region, missing }) => missing === undefined && isThere(region)));
+  }
+
+  private noteProblem(id: number, ino: number, why: string): void {
+    const job = this.get(id);
+    if (job.problems.length >= limits.problemsPerJob) return;
+    const path = job.files.find((file) => file.ino === ino)?.path;
+    this.jobs.set(id, { ...job, problems: [...job.problems, { ino, ...(path === undefined ? {} : { path }), why }] });
+  }
+
+  /** Of files with copies, those of which one is not whole. */
+  private async badFiles(limit = Infinity): Promise<number[]> {
+    const { store } = this.parts;
+    const found: number[] = [];
+    for (let after = ''; ;) {
+      const page = [...store.scan<Uint8Array>(keys.records, { limit: SCAN_AT_ONCE, ...(after === '' ? {} : { after }) })];
+      for (const [key, record] of page) {
+        const ino = keys.lastNumber(key);
+        if (!namesCopies(record) || store.get<Inode>(keys.inode(ino)) === undefined) continue;
+        if (hasBad(this.parts, decodeRecord(record).extents)) found.push(ino);
+        if (found.length >= limit) return found;
+      }
+      const last = page.at(-1)?.[0];
+      if (last === undefined || page.length < SCAN_AT_ONCE) return found;
+      after = last;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
+  private readonly written = new Map<number, number>();
+
+  /** How far it is: in the store now and then. */
+  private async note(job: Job): Promise<void> {
+    this.jobs.set(job.id, job);
+    if (Date.now() - (this.written.get(job.id) ?? 0) < TELL_EVERY_MS) return;
+    this.written.set(job.id, Date.now());
+    await this.put(job);
+  }
+
+  private async put(job: Job): Promise<Job> {
+    this.jobs.set(job.id, job);
+    await this.parts.store.transact((tx) => tx.put(keys.job(job.id), job));
+    if (isEnded(job)) this.written.delete(job.id);
+    return job;
+  }
+}
+
+function isEnded({ state }: Job): boolean {
+  return state === 'done' || state === 'failed' || state === 'cancelled';
+}
+
+function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms).unref());
+}
