@@ -62,6 +62,9 @@ inline constexpr uint32_t kRecallTimeoutMs = 4000;
 /// Largest range that one populate asks for.
 inline constexpr uint32_t kMaxPopulateBytes = 4194304;
 
+/// Piece of a region that has one hash, where copies are compared.
+inline constexpr uint32_t kSumBytes = 65536;
+
 /// Chunk of a region that is registered at once for one-sided access over verbs.
 inline constexpr uint32_t kLendBytes = 2097152;
 

@@ -64,6 +64,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                         InstanceMethod<&RegionServer::persist_last>("persistLast"),
                         InstanceMethod<&RegionServer::settle_freed>("settleFreed"),
                         InstanceMethod<&RegionServer::settle_destroyed>("settleDestroyed"),
+                        InstanceMethod<&RegionServer::sum_pieces>("sumPieces"),
                         InstanceMethod<&RegionServer::copy_pieces>("copyPieces"),
                         InstanceMethod<&RegionServer::stop_copying>("stopCopying"),
                         InstanceMethod<&RegionServer::close>("close")});
@@ -124,6 +125,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     settling_ = std::make_unique<JobThread>();
     revoking_ = std::make_unique<JobThread>();
     copying_ = std::make_unique<JobThread>();
+    summing_ = std::make_unique<JobThread>();
   }
   ~RegionServer() override { shut_down(); }
 
@@ -398,6 +400,31 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
                    [regions = numbers_of(info[0])](auto& server) { return server.settle_destroyed(regions); });
   }
 
+  Napi::Value sum_pieces(const Napi::CallbackInfo& info) {
+    auto deferred = std::make_shared<Napi::Promise::Deferred>(info.Env());
+    auto& server = this->server(info.Env());
+    summing_->run([this, &server, pieces = pieces_of(info[0]), deferred] {
+      std::vector<std::vector<uint64_t>> sums(pieces.size());
+      auto status = protocol::Status::ok;
+      for (size_t index = 0; index < pieces.size() && status == protocol::Status::ok; ++index) {
+        const auto& piece = pieces[index];
+        status = server.sum(piece.region, piece.offset, piece.bytes, sums[index]);
+      }
+      main_thread_.run([deferred, status, sums = std::move(sums)](Napi::Env env) {
+        if (status != protocol::Status::ok)
+          return deferred->Reject(coded_error(env, status == protocol::Status::timed_out ? "ETIMEDOUT" : "EIO",
+                                              "what is to be compared cannot be read")
+                                      .Value());
+        Napi::Array list = Napi::Array::New(env, sums.size());
+        for (uint32_t index = 0; index < sums.size(); ++index)
+          list.Set(index, Napi::Buffer<uint8_t>::Copy(env, reinterpret_cast<const uint8_t*>(sums[index].data()),
+                                                      sums[index].size() * sizeof(uint64_t)));
+        deferred->Resolve(list);
+      });
+    });
+    return deferred->Promise();
+  }
+
   static move::Copier::Options copier_options_of(const Napi::Object& object) {
     move::Copier::Options options{.credentials = {}, .limit_ms = u64_of(object, "limitMs")};
     options.credentials.client = u64_of(object, "client");
@@ -511,6 +538,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     revoking_.reset();
     stop_copiers();
     copying_.reset();
+    summing_.reset();
     server_->close();
     server_.reset();
     main_thread_.close();
@@ -520,7 +548,7 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   Napi::FunctionReference on_refused_, on_progress_, on_window_;
   std::unique_ptr<region::RegionServer> server_;
   // What waits for the store; they use server_. What was freed does not wait until everything is persisted.
-  std::unique_ptr<JobThread> persisting_, background_, settling_, revoking_, copying_;
+  std::unique_ptr<JobThread> persisting_, background_, settling_, revoking_, copying_, summing_;
   std::mutex copiers_lock_;
   std::vector<std::shared_ptr<move::Copier>> copiers_;  // under way, or waiting
   std::thread fencing_;                                 // the latest fence; one at a time

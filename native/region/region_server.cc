@@ -11,6 +11,7 @@
 #include "base/socket.h"
 #include "region/keeper.h"
 #include "region/service_thread.h"
+#include "region/sums.h"
 #include "region/verbs/verbs_acceptor.h"
 
 namespace extmem::region {
@@ -44,6 +45,7 @@ class Server final : public RegionServer {
   std::vector<RecordInfo> list_records() const override;
   std::vector<uint64_t> take_written(uint64_t region) override;
   std::optional<Status> write(uint64_t region, uint64_t offset, std::span<const uint8_t> data) override;
+  Status sum(uint64_t region, uint64_t offset, uint64_t bytes, std::vector<uint64_t>& sums) override;
   Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) override;
   Status remove_record(uint64_t region, uint64_t ino) override;
   Memory memory() const override;
@@ -282,6 +284,11 @@ std::optional<Status> Server::write(uint64_t region_id, uint64_t offset, std::sp
   if (!region) return Status::not_present;
   const auto outcome = region->write(offset, data);
   return outcome ? std::optional(outcome->status) : std::nullopt;
+}
+
+Status Server::sum(uint64_t region_id, uint64_t offset, uint64_t bytes, std::vector<uint64_t>& sums) {
+  auto region = service_.regions.find(region_id);
+  return region ? sum_region(*region, offset, bytes, sums) : Status::not_present;
 }
 
 Status Server::put_record(uint64_t region_id, uint64_t ino, std::vector<uint8_t> bytes) {

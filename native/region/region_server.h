@@ -146,6 +146,9 @@ class RegionServer {
       uint64_t region) = 0;  ///< chunks written since this was last asked (Region::take_written)
   /// As a client's write by message; nullopt: busy, ask again. Any thread.
   virtual std::optional<Status> write(uint64_t region, uint64_t offset, std::span<const uint8_t> data) = 0;
+  /// Of each kSumBytes of the range (the last may be shorter) the XXH3 hash. Any thread; timed_out: it is being moved,
+  /// or brought home from the store, all the time.
+  virtual Status sum(uint64_t region, uint64_t offset, uint64_t bytes, std::vector<uint64_t>& sums) = 0;
   virtual Status put_record(uint64_t region, uint64_t ino, std::vector<uint8_t> bytes) = 0;
   virtual Status remove_record(uint64_t region, uint64_t ino) = 0;
   virtual Memory memory() const = 0;

@@ -415,6 +415,7 @@ class Member implements Appliance {
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
         return this.settled(this.keeping?.freed(pieces));
       }),
+      sum: on(async (server, { pieces }) => ({ sums: await server.sumPieces(pieces) })),
       copy: on(async (_server, ask) => {
         await this.copying?.copy(ask);
         return done;

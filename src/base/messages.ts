@@ -561,6 +561,8 @@ export const appliancePushes = {
   resizeRegion: operation(Type.Object({ region: Id, bytes: Bytes }), Empty),
   destroyRegions: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   punch: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  /** Of each piece the hashes (8 bytes) of its parts of SUM_BYTES: copies are compared without being sent (C14). */
+  sum: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Type.Object({ sums: Type.Array(Blob) })),
   /** These pieces, whose bytes are zero, get those of pieces elsewhere. Once it is answered, or its session has ended, nothing more of
    *  it happens; nor in regions that are punched or destroyed meanwhile. EIO: a source cannot be read; ECANCELED; ETIMEDOUT. */
   copy: operation(CopyAsk, Empty),

@@ -36,6 +36,8 @@ export const LEASE_MS = 4000;
 export const RECALL_TIMEOUT_MS = 4000;
 /** Largest range that one populate asks for. */
 export const MAX_POPULATE_BYTES = 4194304;
+/** Piece of a region that has one hash, where copies are compared. */
+export const SUM_BYTES = 65536;
 /** Chunk of a region that is registered at once for one-sided access over verbs. */
 export const LEND_BYTES = 2097152;
 /** Operations up to this size are polled for at both ends; beside the transfer of larger ones a wake-up is cheap. */

@@ -122,6 +122,8 @@ export interface RegionServer {
   /** What was punched, or destroyed, is so in the backing store too when this resolves. */
   settleFreed(pieces: { region: number; offset: number; length: number }[]): Promise<void>;
   settleDestroyed(regions: number[]): Promise<void>;
+  /** Of each piece the XXH3 hashes (8 bytes) of its parts of SUM_BYTES. Rejects with ENOENT, EIO, ETIMEDOUT. */
+  sumPieces(pieces: { region: number; offset: number; length: number }[]): Promise<Uint8Array[]>;
   /** Reads pieces of other appliances into regions of ours, whose bytes were zero. Rejects with ECANCELED (stopCopying), ETIMEDOUT,
    *  EIO; nothing of it is under way any more when it has settled. */
   copyPieces(ask: CopyPieces): Promise<void>;

@@ -22,6 +22,12 @@ export async function runRebuild(call: Invocation): Promise<ExitCode> {
   return begin(call, { kind: 'rebuild', ...(call.args.length === 0 ? {} : { paths: call.args.map(pathOf) }) });
 }
 
+export async function runCheck(call: Invocation): Promise<ExitCode> {
+  const trust = call.text('trust');
+  const paths = call.args.length === 0 ? {} : { paths: call.args.map(pathOf) };
+  return begin(call, { kind: 'check', ...paths, ...(trust === undefined ? {} : { trust }) });
+}
+
 export async function runJobs(call: Invocation): Promise<ExitCode> {
   const [what, id] = call.args;
   const api = apiOf(call);
@@ -68,11 +74,18 @@ async function watch(call: Invocation, begun: Job): Promise<ExitCode> {
   progress.clear();
   if (call.json) printJson(job);
   else {
-    printLine(`${describe(job)}: ${job.state}, ${formatSize(job.doneBytes)} moved`);
+    printLine(outcomeOf(job));
     if (job.error !== '') printWarning(job.error);
     for (const { path, ino, why } of job.problems) printWarning(`${path ?? `inode ${ino}`}: ${why}`);
   }
   return job.state === 'done' ? ExitCode.ok : ExitCode.failed;
+}
+
+function outcomeOf(job: Job): string {
+  const { kind, state, problems, doneBytes } = job;
+  if (kind !== 'check') return `${describe(job)}: ${state}, ${formatSize(doneBytes)} moved`;
+  const found = state !== 'failed' || problems.length === 0 ? 'no copy differs' : `${problems.length} findings`;
+  return `${describe(job)}: ${state === 'cancelled' ? 'cancelled, ' : ''}${formatSize(doneBytes)} compared, ${found}`;
 }
 
 function describe({ kind, files, to }: Job): string {

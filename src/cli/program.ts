@@ -50,7 +50,19 @@ const roles: readonly [CommandSpec, () => Promise<Act>][] = [
       usage: 'manager',
       summary: 'run the manager: names, placement, leases; never on the data path',
       details: 'Writes the join token that appliances and clients need to its state folder, and prints how to join.',
-      settings: ['managerListen', 'stateDir', 'strategy', 'rebuild', 'rebuildRate', 'tlsCert', 'tlsKey', 'token', 'tokenFile', 'logLevel'],
+      settings: [
+        'managerListen',
+        'stateDir',
+        'strategy',
+        'rebuild',
+        'rebuildRate',
+        'checkDays',
+        'tlsCert',
+        'tlsKey',
+        'token',
+        'tokenFile',
+        'logLevel',
+      ],
       flags: [detach],
       examples: [
         'extmem manager',
@@ -264,6 +276,18 @@ const moves: readonly [CommandSpec, () => Promise<Act>][] = [
       examples: ['extmem rebuild', 'extmem rebuild /orders --rate 500M'],
     },
     async () => (await import('./jobs.js')).runRebuild,
+  ],
+  [
+    {
+      usage: 'check [paths...]',
+      summary: 'compare the copies of allocations, while they are in use: of some, or of all',
+      details:
+        'A copy that is not as most of them are counts no more, and is made anew. Of two copies that differ nobody knows which is right: --trust says so. Ends with 1 if any differed. This also happens by itself, slowly (extmem manager --check-days).',
+      settings: allocationSettings,
+      flags: [['--trust <appliance>', 'whose copies are right, where others differ from them'], ...jobFlags],
+      examples: ['extmem check', 'extmem check /orders --json', 'extmem check /orders --trust a2'],
+    },
+    async () => (await import('./jobs.js')).runCheck,
   ],
   [
     {

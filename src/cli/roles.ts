@@ -52,6 +52,7 @@ async function startManager({ settings, ...call }: Invocation): Promise<Running>
     stateDir,
     strategy: settings.required('strategy'),
     rebuild: { automatic: settings.required('rebuild') === 'auto', ...(rebuildRate === undefined ? {} : { rate: rebuildRate }) },
+    checkDays: settings.required('checkDays'),
     ...(token === undefined ? {} : { token }),
     ...(cert === undefined || key === undefined
       ? {}

@@ -85,6 +85,13 @@ export const settings = {
     parseSize,
     'bytes a second of that at most; 0: as fast as it goes (default: 64M)',
   ),
+  checkDays: setting(
+    '--check-days <count>',
+    'EXTMEM_CHECK_DAYS',
+    count,
+    'compare all copies by itself once in so many days; 0: never',
+    '7',
+  ),
   memory: setting('--memory <size>', 'EXTMEM_MEMORY', parseSize, 'memory to donate, as in 8G'),
   applianceListen: setting(
     '--listen <address>',

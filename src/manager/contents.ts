@@ -154,9 +154,9 @@ export class Contents {
     return this.whilePaused(ino, change);
   }
 
-  /** The same bytes lie elsewhere: nobody reads where they were when this resolves. */
-  async tellMoved(inode: Inode): Promise<void> {
-    await this.tellCut(inode, undefined, { offset: 0, length: 0 });
+  /** The same bytes lie elsewhere: nobody reads where they were when this resolves. dropped: nor believes what was read of it. */
+  async tellMoved(inode: Inode, dropped = { offset: 0, length: 0 }): Promise<void> {
+    await this.tellCut(inode, undefined, dropped);
   }
 
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {

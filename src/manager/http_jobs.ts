@@ -21,6 +21,7 @@ const JobAnswer = Type.Object({
   files: Type.Array(Type.Object({ ino: Type.Integer(), path: Type.String() })),
   to: Type.Optional(Type.String()),
   from: Type.Optional(Type.String()),
+  trust: Type.Optional(Type.String()),
   /** Bytes per second at most; 0: as fast as it goes. */
   rate: Bytes,
   state: Type.Union(JOB_STATES.map((state) => Type.Literal(state))),
@@ -43,6 +44,13 @@ const JobBody = Type.Union([
     from: Type.Optional(ApplianceId),
     rate: Type.Optional(Bytes),
   }),
+  /** Whether copies are the same. Without paths: of every file that has copies. trust: the appliance whose copies are right. */
+  Type.Object({
+    kind: Type.Literal('check'),
+    paths: Type.Optional(Paths),
+    trust: Type.Optional(ApplianceId),
+    rate: Type.Optional(Bytes),
+  }),
   /** Without paths: every file that has copies. */
   Type.Object({ kind: Type.Literal('rebuild'), paths: Type.Optional(Paths), rate: Type.Optional(Bytes) }),
 ]);
@@ -58,7 +66,7 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
     '/v1/jobs',
     {
       schema: {
-        summary: 'Have memory moved: files to an appliance, or copies made whole',
+        summary: 'Have memory moved (files to an appliance, copies made whole), or copies compared',
         body: JobBody,
         response: { 201: JobAnswer, ...failures },
       },
@@ -67,7 +75,7 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
       const { body } = request;
       const files = await allocations.filesAt(body.paths ?? [], await identify(request));
       if (body.kind === 'migrate' && files.length === 0) throw new ExtmemError('EINVAL', 'say which files to migrate');
-      const places = body.kind === 'migrate' ? { to: body.to, from: body.from } : {};
+      const places = body.kind === 'migrate' ? { to: body.to, from: body.from } : body.kind === 'check' ? { trust: body.trust } : {};
       const job = await jobs.add({ kind: body.kind, files, rate: body.rate ?? 0, ...places });
       return reply.code(201).send(job);
     },

@@ -32,6 +32,8 @@ export interface ManagerOptions {
   dedicatedBytes?: number;
   /** Copies that are lost are made anew by themselves (default), so fast: bytes per second, 0: as fast as it goes. */
   rebuild?: { automatic?: boolean; rate?: number };
+  /** The copies of all files are compared by themselves once in so many days (default: 7); 0: never. */
+  checkDays?: number;
 }
 
 export interface Manager {
@@ -45,6 +47,9 @@ export interface Manager {
 const DEDICATED_BYTES = 256 * 1024 * 1024;
 /** Half of what a network of 1 Gbit/s carries: mounts are to notice little of it. */
 export const REBUILD_RATE = 64 * 1024 * 1024;
+const CHECK_DAYS = 7;
+/** Of files. Nobody waits for it. */
+const CHECK_RATE = 64 * 1024 * 1024;
 const MIN_TOKEN_LENGTH = 8;
 
 export async function createManager(options: ManagerOptions): Promise<Manager> {
@@ -58,7 +63,8 @@ export async function createManager(options: ManagerOptions): Promise<Manager> {
   const store = openLmdbStore(join(options.stateDir, 'metadata'));
   try {
     const rebuild = { automatic: options.rebuild?.automatic ?? true, rate: options.rebuild?.rate ?? REBUILD_RATE };
-    const parts = await assembleParts({ store, log, placement, dedicatedBytes: options.dedicatedBytes ?? DEDICATED_BYTES, rebuild });
+    const check = { everyDays: options.checkDays ?? CHECK_DAYS, rate: CHECK_RATE };
+    const parts = await assembleParts({ store, log, placement, dedicatedBytes: options.dedicatedBytes ?? DEDICATED_BYTES, rebuild, check });
     const app = await createHttp(parts, { token, log, ...(options.tls === undefined ? {} : { tls: options.tls }) });
     try {
       await app.listen({ host: options.host, port: options.port });

@@ -20,7 +20,8 @@ import { Interest } from './interest.js';
 import { times } from './limits.js';
 import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
-import { Jobs, type JobsParts, type RebuildOptions } from './moves/jobs.js';
+import { Checker, type CheckerParts } from './moves/checker.js';
+import { Jobs, type CheckOptions, type JobsParts, type RebuildOptions } from './moves/jobs.js';
 import { Mover, type MoverParts } from './moves/mover.js';
 import { Room, type RoomParts } from './moves/room.js';
 import { NameBatches } from './name_batches.js';
@@ -70,6 +71,7 @@ export interface PartsOptions {
   placement: PlacementName;
   dedicatedBytes: number;
   rebuild: RebuildOptions;
+  check: CheckOptions;
 }
 
 interface ClusterRow {
@@ -118,7 +120,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
-  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, contents, placement, log }, options.rebuild);
+  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, contents, placement, log }, options);
   await store.transact((tx) => names.ensureRoot(tx));
   await copies.sweep();
   await directories.clean();
@@ -152,12 +154,12 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
 }
 
 function assembleJobs(
-  parts: Omit<MoverParts & RoomParts & JobsParts, 'room' | 'mover'> & { copies: Copies },
-  rebuild: RebuildOptions,
+  parts: Omit<MoverParts & RoomParts & CheckerParts & JobsParts, 'room' | 'mover' | 'checker'>,
+  { rebuild, check }: PartsOptions,
 ): Jobs {
   const room = new Room(parts);
   const mover = new Mover({ ...parts, room });
-  const jobs = new Jobs({ ...parts, mover, room }, rebuild);
+  const jobs = new Jobs({ ...parts, mover, checker: new Checker(parts), room }, rebuild, check);
   parts.copies.onChanged = () => jobs.nudge();
   return jobs;
 }

@@ -59,11 +59,11 @@ function rowOf({ regions }: ChoiceParts, { region }: ExtentMember): RegionRow | 
   return row === undefined || row.lost ? undefined : row;
 }
 
-function isBad(parts: ChoiceParts, copy: ExtentMember): boolean {
+export function isBad(parts: ChoiceParts, copy: ExtentMember): boolean {
   return copy.missing === true || copy.unsynced === true || rowOf(parts, copy) === undefined;
 }
 
-function canRead(parts: ChoiceParts, copy: ExtentMember): boolean {
+export function canRead(parts: ChoiceParts, copy: ExtentMember): boolean {
   const row = rowOf(parts, copy);
   return row !== undefined && row.stale !== true && !isBad(parts, copy) && parts.appliances.get(row.appliance)?.isUp === true;
 }

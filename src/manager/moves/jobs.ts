@@ -17,11 +17,12 @@ import { limits, times } from '../limits.js';
 import { keys, takeNumber, type MetadataStore } from '../metadata_store.js';
 import type { Regions } from '../regions.js';
 import { hasBad, isLeftBad, migrating, rebuilding, whyLeft } from './choices.js';
+import type { Checker } from './checker.js';
 import type { Mover } from './mover.js';
 import { bytesMeant, type Choice } from './plan.js';
 import type { Room } from './room.js';
 
-export const JOB_KINDS = ['migrate', 'rebuild'] as const;
+export const JOB_KINDS = ['migrate', 'rebuild', 'check'] as const;
 export type JobKind = (typeof JOB_KINDS)[number];
 export const JOB_STATES = ['waiting', 'running', 'done', 'failed', 'cancelled'] as const;
 export type JobState = (typeof JOB_STATES)[number];
@@ -36,6 +37,8 @@ export interface Job {
   readonly files: readonly { ino: number; path: string }[];
   readonly to?: string;
   readonly from?: string;
+  /** Of a check: where the truth is. */
+  readonly trust?: string;
   /** Bytes per second at most; 0: as fast as it goes. */
   readonly rate: number;
   readonly state: JobState;
@@ -50,7 +53,12 @@ export interface Job {
   readonly endedAt: number;
 }
 
-export type JobAsk = Pick<Job, 'kind' | 'files' | 'rate'> & { to?: string | undefined; from?: string | undefined; automatic?: boolean };
+export type JobAsk = Pick<Job, 'kind' | 'files' | 'rate'> & {
+  to?: string | undefined;
+  from?: string | undefined;
+  trust?: string | undefined;
+  automatic?: boolean;
+};
 
 export interface JobsParts {
   store: MetadataStore;
@@ -59,6 +67,7 @@ export interface JobsParts {
   appliances: Appliances;
   delegations: Delegations;
   mover: Mover;
+  checker: Checker;
   room: Room;
   log: Logger;
 }
@@ -69,36 +78,53 @@ export interface RebuildOptions {
   rate: number;
 }
 
+export interface CheckOptions {
+  /** All copies are compared by itself once in so many days; 0: never. */
+  everyDays: number;
+  /** Bytes of files per second; 0: no limit. */
+  rate: number;
+}
+
+/** Each runs one job at a time, and none waits for another. */
+type Lane = 'asked' | 'rebuild' | 'check';
+const LANES: readonly Lane[] = ['asked', 'rebuild', 'check'];
+
 const TELL_EVERY_MS = 1000;
 const SCAN_AT_ONCE = 1000;
 /** An appliance that went may be back, or be found to be down, by then. */
 const TRIES = 4;
 const REST_MS = 1000;
+const DAY_MS = 24 * 3600 * 1000;
+/** Whether it is time to check. */
+const LOOK_EVERY_MS = 10 * 60_000;
 
 export class Jobs {
   private readonly jobs = new Map<number, Job>();
   private readonly cancelled = new Set<number>();
-  private readonly running = new Set<'asked' | 'automatic'>();
+  private readonly running = new Set<Lane>();
+  private readonly looking: NodeJS.Timeout;
   private nudged: NodeJS.Timeout | undefined;
   private isStopped = false;
 
   constructor(
     private readonly parts: JobsParts,
     private readonly rebuild: RebuildOptions,
+    private readonly check: CheckOptions,
   ) {
+    this.looking = setInterval(() => this.checkIfDue(), LOOK_EVERY_MS).unref();
     for (const [, job] of parts.store.scan<Job>(keys.jobs)) this.jobs.set(job.id, job);
   }
 
   /** Those that an earlier life of this manager did not end go on. */
   start(): void {
-    this.run('asked');
-    this.run('automatic');
+    for (const lane of LANES) this.run(lane);
     this.nudge();
   }
 
   stop(): void {
     this.isStopped = true;
     clearTimeout(this.nudged);
+    clearInterval(this.looking);
   }
 
   /** Newest first. */
@@ -112,12 +138,16 @@ export class Jobs {
     return job;
   }
 
-  async add({ automatic = false, to, from, ...ask }: JobAsk): Promise<Job> {
-    for (const id of [to, from])
+  async add({ automatic = false, to, from, trust, ...ask }: JobAsk): Promise<Job> {
+    for (const id of [to, from, trust])
       if (id !== undefined && this.parts.appliances.get(id) === undefined)
         throw new ExtmemError('ENOENT', `there is no appliance ${id}; extmem status shows those there are`);
     const { store } = this.parts;
-    const places = { ...(to === undefined ? {} : { to }), ...(from === undefined ? {} : { from }) };
+    const places = {
+      ...(to === undefined ? {} : { to }),
+      ...(from === undefined ? {} : { from }),
+      ...(trust === undefined ? {} : { trust }),
+    };
     const begun = { state: 'waiting', doneBytes: 0, totalBytes: 0, problems: [], error: '', startedAt: 0, endedAt: 0 } as const;
     const job = await store.transact((tx) => {
       const job: Job = { id: takeNumber(tx, 'job'), automatic, ...ask, ...places, ...begun };
@@ -129,7 +159,7 @@ export class Jobs {
       }
       return job;
     });
-    this.run(automatic ? 'automatic' : 'asked');
+    this.run(laneOf(job));
     return job;
   }
 
@@ -152,13 +182,28 @@ export class Jobs {
   }
 
   private async rebuildAll(): Promise<void> {
-    const begun = [...this.jobs.values()].some((job) => job.automatic && !isEnded(job));
-    if (begun) return this.nudge();
+    if (this.of('rebuild').some((job) => !isEnded(job))) return this.nudge();
     if ((await this.badFiles(1)).length === 0) return;
-    const old = [...this.jobs.values()].filter((job) => job.automatic);
+    await this.addAnew('rebuild', this.rebuild.rate);
+  }
+
+  private checkIfDue(): void {
+    const { everyDays, rate } = this.check;
+    const isFresh = (job: Job): boolean => !isEnded(job) || job.endedAt > Date.now() - everyDays * DAY_MS;
+    if (everyDays === 0 || this.isStopped || this.of('check').some(isFresh)) return;
+    this.addAnew('check', rate).catch((error: unknown) => this.tellFailure('checking copies could not begin', error));
+  }
+
+  private of(lane: Lane): Job[] {
+    return [...this.jobs.values()].filter((job) => laneOf(job) === lane);
+  }
+
+  /** Of what goes on by itself only the last is told of. */
+  private async addAnew(kind: Exclude<Lane, 'asked'>, rate: number): Promise<void> {
+    const old = this.of(kind);
     await this.parts.store.transact((tx) => old.forEach(({ id }) => tx.remove(keys.job(id))));
     for (const { id } of old) this.jobs.delete(id);
-    await this.add({ kind: 'rebuild', files: [], rate: this.rebuild.rate, automatic: true });
+    await this.add({ kind, files: [], rate, automatic: true });
   }
 
   private ended(): Job[] {
@@ -166,13 +211,13 @@ export class Jobs {
   }
 
   /** One after the other. */
-  private run(lane: 'asked' | 'automatic'): void {
+  private run(lane: Lane): void {
     if (this.running.has(lane)) return;
     this.running.add(lane);
     const next = (): Job | undefined =>
       this.list()
         .reverse()
-        .find((job) => job.automatic === (lane === 'automatic') && !isEnded(job));
+        .find((job) => laneOf(job) === lane && !isEnded(job));
     const work = async (): Promise<void> => {
       for (let job = next(); job !== undefined && !this.isStopped; job = next()) await this.runOne(job.id);
     };
@@ -211,12 +256,13 @@ export class Jobs {
       { job: id, kind, state, doneBytes, problems: problems.slice(0, 5), error },
       'a job has ended',
     );
-    if (job.automatic && state === 'failed') this.nudge(times.rebuildAgainMs);
+    if (laneOf(job) === 'rebuild' && state === 'failed') this.nudge(times.rebuildAgainMs);
   }
 
   private async moveAll(id: number): Promise<void> {
     const { store, files } = this.parts;
     const job = this.get(id);
+    if (job.kind === 'check') return this.checkAll(job);
     const inos = job.kind === 'rebuild' && job.files.length === 0 ? await this.badFiles() : job.files.map(({ ino }) => ino);
     const choose = this.choiceFor(job);
     let left = 0;
@@ -226,6 +272,34 @@ export class Jobs {
       if (this.isStopped || this.cancelled.has(id)) return;
       const why = await this.moveFile(id, ino, choose);
       if (why !== undefined) this.noteProblem(id, ino, why);
+    }
+  }
+
+  private async checkAll({ id, files, ...job }: Job): Promise<void> {
+    const { store } = this.parts;
+    const inos = files.length > 0 ? files.map(({ ino }) => ino) : await this.filesWith(namesCopies);
+    const totalBytes = inos.reduce((sum, ino) => sum + (store.get<Inode>(keys.inode(ino))?.size ?? 0), 0);
+    await this.put({ ...job, id, files, doneBytes: 0, totalBytes });
+    for (const ino of inos) await this.checkFile(id, ino);
+  }
+
+  private async checkFile(id: number, ino: number): Promise<void> {
+    const { checker } = this.parts;
+    let next: number | undefined = 0;
+    while (next !== undefined && !this.isStopped && !this.cancelled.has(id)) {
+      const began = performance.now();
+      const from: number = next;
+      try {
+        const checked = await checker.checkStretch(ino, from, this.get(id).trust);
+        for (const finding of checked.findings) this.noteProblem(id, ino, finding);
+        next = checked.next;
+        const job = this.get(id);
+        const doneBytes = job.doneBytes + checked.bytes;
+        await this.note({ ...job, doneBytes, totalBytes: Math.max(job.totalBytes, doneBytes) });
+        if (job.rate > 0) await sleep(Math.max(0, (checked.bytes / job.rate) * 1000 - (performance.now() - began)));
+      } catch (error) {
+        return this.noteProblem(id, ino, `it could not be checked from byte ${from} on: ${messageOf(error)}`);
+      }
     }
   }
 
@@ -277,21 +351,24 @@ export class Jobs {
 
   private noteProblem(id: number, ino: number, why: string): void {
     const job = this.get(id);
-    if (job.problems.length >= limits.problemsPerJob) return;
+    if (job.problems.length >= limits.problemsPerJob || job.problems.some((one) => one.ino === ino && one.why === why)) return;
     const path = job.files.find((file) => file.ino === ino)?.path;
     this.jobs.set(id, { ...job, problems: [...job.problems, { ino, ...(path === undefined ? {} : { path }), why }] });
   }
 
   /** Of files with copies, those of which one is not whole. */
-  private async badFiles(limit = Infinity): Promise<number[]> {
+  private badFiles(limit = Infinity): Promise<number[]> {
+    return this.filesWith((record) => namesCopies(record) && hasBad(this.parts, decodeRecord(record).extents), limit);
+  }
+
+  private async filesWith(isMeant: (record: Uint8Array) => boolean, limit = Infinity): Promise<number[]> {
     const { store } = this.parts;
     const found: number[] = [];
     for (let after = ''; ;) {
       const page = [...store.scan<Uint8Array>(keys.records, { limit: SCAN_AT_ONCE, ...(after === '' ? {} : { after }) })];
       for (const [key, record] of page) {
         const ino = keys.lastNumber(key);
-        if (!namesCopies(record) || store.get<Inode>(keys.inode(ino)) === undefined) continue;
-        if (hasBad(this.parts, decodeRecord(record).extents)) found.push(ino);
+        if (store.get<Inode>(keys.inode(ino)) !== undefined && isMeant(record)) found.push(ino);
         if (found.length >= limit) return found;
       }
       const last = page.at(-1)?.[0];
@@ -317,6 +394,11 @@ export class Jobs {
     if (isEnded(job)) this.written.delete(job.id);
     return job;
   }
+}
+
+function laneOf({ automatic, kind }: Pick<Job, 'automatic' | 'kind'>): Lane {
+  if (!automatic) return 'asked';
+  return kind === 'check' ? 'check' : 'rebuild';
 }
 
 function isEnded({ state }: Job): boolean {

@@ -20,7 +20,7 @@ import {
   type RegionGrant,
   type RegionPiece,
 } from '../../../src/base/messages.js';
-import { PAGE_BYTES, PROTOCOL_VERSION } from '../../../src/base/protocol.js';
+import { PAGE_BYTES, PROTOCOL_VERSION, SUM_BYTES } from '../../../src/base/protocol.js';
 import { connectSession, sessionUrl, type Handlers, type Session } from '../../../src/base/session.js';
 import { createManager, type Manager, type ManagerOptions } from '../../../src/manager/index.js';
 import { until } from '../../until.js';
@@ -179,6 +179,7 @@ export class TestAppliance {
         return done;
       },
       punch: ({ pieces }) => (this.punched.push(...pieces), done),
+      sum: ({ pieces }) => ({ sums: pieces.map(({ length }) => Buffer.alloc(Math.ceil(length / SUM_BYTES) * 8)) }),
       copy: ({ pieces }) => (this.copied.push(...pieces), done),
       fence: (ask) => {
         this.fenced.push(ask.dead);
@@ -208,6 +209,7 @@ export class TestAppliance {
       resizeRegion: dispatch('resizeRegion'),
       destroyRegions: dispatch('destroyRegions'),
       punch: dispatch('punch'),
+      sum: dispatch('sum'),
       copy: dispatch('copy'),
       fence: dispatch('fence'),
       setAccess: dispatch('setAccess'),
