@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { runtimeFolder } from '../../src/cli/endpoint.js';
+import { runtimeFolder } from '../../src/base/mount_socket.js';
 import { askMount } from '../../src/fs/mount_control.js';
 import { freePort } from '../../test/free_port.js';
 import { fill, MIB, run, stopProcess, type Link, type SessionKind, type Target } from './target.js';

@@ -142,6 +142,8 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::admit_mapped>("admitMapped"),
                         InstanceMethod<&Mount::invalidate_inode>("invalidateInode"),
                         InstanceMethod<&Mount::invalidate_entry>("invalidateEntry"),
+                        InstanceMethod<&Mount::watch_operations>("watchOperations"),
+                        InstanceMethod<&Mount::take_operations>("takeOperations"),
                         InstanceMethod<&Mount::statistics>("statistics"),
                         InstanceMethod<&Mount::take_trace>("takeTrace"),
                         InstanceMethod<&Mount::unmount>("unmount"),
@@ -692,6 +694,40 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
         }
       });
     };
+  }
+
+  void watch_operations(const Napi::CallbackInfo& info) { session(info.Env()).watch_operations(info[0].ToBoolean()); }
+
+  Napi::Value take_operations(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    std::vector<cache::FileOperations> files;
+    const uint64_t others = session(env).take_operations(files);
+    Napi::Array list = Napi::Array::New(env, files.size());
+    for (uint32_t index = 0; index < files.size(); ++index) {
+      const cache::FileOperations& file = files[index];
+      Napi::Object one = Napi::Object::New(env);
+      one.Set("ino", from_u64(env, file.node));
+      one.Set("reads", from_u64(env, file.reads));
+      one.Set("readBytes", from_u64(env, file.read_bytes));
+      one.Set("hits", from_u64(env, file.hits));
+      one.Set("writes", from_u64(env, file.writes));
+      one.Set("writtenBytes", from_u64(env, file.written_bytes));
+      one.Set("mappedWrites", from_u64(env, file.mapped_writes));
+      Napi::Array hot = Napi::Array::New(env);
+      for (const auto& [chunk, operations] : file.hot) {
+        if (operations == 0) continue;
+        Napi::Object warm = Napi::Object::New(env);
+        warm.Set("offset", from_u64(env, chunk * protocol::kStripeUnitBytes));
+        warm.Set("operations", from_u64(env, operations));
+        hot.Set(hot.Length(), warm);
+      }
+      one.Set("hot", hot);
+      list.Set(index, one);
+    }
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("files", list);
+    object.Set("otherOperations", from_u64(env, others));
+    return object;
   }
 
   Napi::Value statistics(const Napi::CallbackInfo& info) {

@@ -14,6 +14,7 @@
 #include "base/trace.h"
 #include "cache/file.h"
 #include "cache/frame_pool.h"
+#include "cache/operation_watch.h"
 #include "cache/reference_log.h"
 #include "extent/control_plane.h"
 #include "extent/slab_allocator.h"
@@ -42,6 +43,7 @@ struct Lane {
   fabric::Fabric& fabric;
   BackgroundFlusher* flusher = nullptr;
   LaneCounters counters;
+  OperationWatch watch{};
 };
 
 /// References to frames; they stay as they are until released.

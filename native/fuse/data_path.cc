@@ -341,7 +341,9 @@ Detached seek_when_held(Worker& worker, Ticket ticket, const Handle& handle, fus
 void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse_read_in& in, uint32_t bytes,
                  RequestBuffer& buffer) {
   File& file = *handle.file;
+  auto& watch = worker.lane().watch;
   if (file.mode.load(std::memory_order_relaxed) == Delegation::shared) {
+    watch.note_read(file.node, in.offset, bytes, false);
     serve_shared_read(worker, ticket, handle, in.offset, bytes, std::move(buffer));
     return;
   }
@@ -350,12 +352,15 @@ void answer_read(Worker& worker, Ticket ticket, const Handle& handle, const fuse
   auto kind = reuse == cache::Reuse::ours ? cache::Reference::Kind::direct_read : cache::Reference::Kind::read;
   cache.note(kind, file, cache::page_of(in.offset), cache::pages_spanned(in.offset, bytes));
   if (cache::may_read_direct(cache, file, in.offset, bytes)) {
+    watch.note_read(file.node, in.offset, bytes, false);
     serve_direct_read(worker, ticket, handle, in.offset, bytes, reuse, std::move(buffer));
     return;
   }
   FileUse use(cache, file);  // past the reply, with which the last handle may go
   PinnedPages pins(cache.frames());
-  if (cache::read_hit(cache, worker.lane(), file, in.offset, bytes, reuse, pins)) {
+  const bool hit = cache::read_hit(cache, worker.lane(), file, in.offset, bytes, reuse, pins);
+  watch.note_read(file.node, in.offset, bytes, hit);
+  if (hit) {
     reply_pages(worker, ticket, in.offset, bytes, pins);
     pins.release();  // read-ahead may take these very frames
   } else {
@@ -414,8 +419,10 @@ void handle_write(Worker& worker, Request& request) {
   if (handle.file->mode.load(std::memory_order_relaxed) != Delegation::shared)
     worker.session().cache().note(cache::Reference::Kind::write, *handle.file, cache::page_of(in.offset),
                                   cache::pages_spanned(in.offset, in.size));
+  const bool mapped = (in.write_flags & FUSE_WRITE_CACHE) != 0;
+  worker.lane().watch.note_write(handle.file->node, in.offset, in.size, mapped);
   // What a mapping has dirtied was given before.
-  bool kept = (in.write_flags & FUSE_WRITE_CACHE) == 0 && kernel_keeps(handle, in.flags) && in.size > 0;
+  bool kept = !mapped && kernel_keeps(handle, in.flags) && in.size > 0;
   bool too_much = kept && give_kernel(worker, handle, in.offset, in.size);
   serve_write(worker, ticket, handle, in, request.payload.data(), std::move(request.buffer), too_much);
 }

@@ -305,6 +305,21 @@ void handle_destroy(Worker& worker, Request& request) { worker.reply_error(reque
 
 void handle_notify_reply(Worker& worker, Request& request) { worker.reply_error(request.ticket, 0); }
 
+void Session::watch_operations(bool on) {
+  for (auto& worker : workers_) {
+    if (on)
+      worker->lane().watch.begin();
+    else
+      worker->lane().watch.end();
+  }
+}
+
+uint64_t Session::take_operations(std::vector<cache::FileOperations>& into) {
+  uint64_t others = 0;
+  for (auto& worker : workers_) others += worker->lane().watch.take(into);
+  return others;
+}
+
 std::vector<std::pair<std::string, double>> Session::statistics() {
   std::vector<std::pair<std::string, double>> rows;
   auto add = [&](const char* name, uint64_t value) {

@@ -71,6 +71,10 @@ class Session {
   const Options& options() const { return options_; }
   /// Dotted names ("cache.hits") and values.
   std::vector<std::pair<std::string, double>> statistics();
+  // The control thread: what is read and written by file (cache/operation_watch.h).
+  void watch_operations(bool on);
+  /// Since the last time, of all reactors. Answers how many operations more there were of files without room.
+  uint64_t take_operations(std::vector<cache::FileOperations>& into);
 
   // For the workers.
   void take_control_request(Worker& worker, const Request& request);

@@ -7,6 +7,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import type { FileOperations } from '../base/operations.js';
 
 /** ⑤ The appliance's side (native/region). */
 export interface RegionServerOptions {
@@ -312,6 +313,10 @@ export interface NativeMount {
   invalidateInode(node: number, offset: number, length: number): Promise<void>;
   invalidateEntry(parent: number, name: string): Promise<void>;
 
+  /** From now on operations are counted by file, or no more. */
+  watchOperations(on: boolean): void;
+  /** What was counted since this was last asked; of files without room, how many operations. */
+  takeOperations(): { files: FileOperations[]; otherOperations: number };
   /** Counters of every layer, nested by layer name (fuse, cache, extent, fabric). */
   statistics(): Record<string, unknown>;
   takeTrace(): TracePoint[];

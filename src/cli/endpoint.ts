@@ -6,7 +6,7 @@ import { readdir } from 'node:fs/promises';
 import { createServer, request, type Server, type ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { codeOf, ExtmemError, messageOf } from '../base/errors.js';
-import { mountControlPath } from '../fs/mount_control.js';
+import { mountControlPath, runtimeFolder } from '../base/mount_socket.js';
 import { UsageError } from './exit.js';
 
 export interface Endpoint {
@@ -18,13 +18,6 @@ export interface Endpoint {
 
 export interface Listening {
   close(): void;
-}
-
-/** Where the mounts of this user have their sockets. */
-export function runtimeFolder(): string {
-  if (process.env['EXTMEM_RUNTIME_DIR']) return process.env['EXTMEM_RUNTIME_DIR'];
-  if (process.env['XDG_RUNTIME_DIR'] && process.getuid?.() !== 0) return join(process.env['XDG_RUNTIME_DIR'], 'extmem');
-  return process.getuid?.() === 0 ? '/run/extmem' : `/tmp/extmem-${process.getuid?.() ?? 0}`;
 }
 
 export const socketOfMount = (mountPoint: string): string => mountControlPath(runtimeFolder(), mountPoint);

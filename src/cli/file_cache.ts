@@ -16,8 +16,9 @@ const askTimeoutMs = 30_000;
 /** How long the mount may wait with an answer about something that is under way. */
 const progressMs = 300;
 
-interface FileOnMount {
+export interface FileOnMount {
   path: string;
+  mountPoint: string;
   absolute: string;
   socket: string;
   ino: number;
@@ -87,7 +88,7 @@ async function forEachFile(call: Invocation, act: (file: FileOnMount) => Promise
 }
 
 /** A file by its path: the mount that it is on, and its inode. A mount that does not answer is not touched. */
-async function findFile(path: string): Promise<FileOnMount> {
+export async function findFile(path: string): Promise<FileOnMount> {
   let absolute = resolve(path);
   let mountPoint = mountPointOf(absolute);
   if (mountPoint === undefined) {
@@ -105,7 +106,8 @@ async function findFile(path: string): Promise<FileOnMount> {
   if (found.isDirectory()) throw new ExtmemError('EISDIR', `${path} is a folder; name the files in it, as in ${path.replace(/\/$/, '')}/*`);
   if (!found.isFile()) throw new ExtmemError('EINVAL', `${path} is no file with contents`);
   const real = await realpath(absolute); // a link on the mount may lead to another
-  return { path, absolute: real, socket: socketOfMount(mountPointOf(real) ?? mountPoint), ino: found.ino };
+  const served = mountPointOf(real) ?? mountPoint;
+  return { path, absolute: real, mountPoint: served, socket: socketOfMount(served), ino: found.ino };
 }
 
 const isMountPoint = (path: string): boolean => extmemMounts().some(({ mountPoint }) => mountPoint === path);

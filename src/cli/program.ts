@@ -345,6 +345,20 @@ const operations: readonly [CommandSpec, () => Promise<Act>][] = [
   ],
   [
     {
+      usage: 'watch [path]',
+      summary: 'tell what is read and written on a mount, interval by interval',
+      details:
+        'The path is a mount point, or a file on a mount. Told are the requests that come to the mount: what the kernel answers from its own cache is none. With --json, a line per interval. Files are named by their inode (find MOUNT -inum N).',
+      flags: [
+        ['--interval <ms>', 'default 1000'],
+        ['--count <n>', 'so many intervals; default: until it is interrupted'],
+      ],
+      examples: ['extmem watch /mnt/extmem', 'extmem watch /mnt/extmem/table --interval 200 --json'],
+    },
+    async () => (await import('./watch.js')).runWatch,
+  ],
+  [
+    {
       usage: 'warm <files...>',
       summary: 'read files on a mount into its cache before they are needed',
       details: 'The mount reads, in the background; this waits and tells how far it is. What the cache has no room for is left out.',

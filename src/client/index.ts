@@ -1,5 +1,6 @@
 /**
- * The library: `import { connect } from 'extmem'`. Allocations by path over the manager, and files of a mount mapped into memory.
+ * The library: `import { connect } from 'extmem'`. Allocations by path over the manager, files of a mount mapped into memory, and
+ * what is read and written on a mount.
  */
 import type { ManagerAddress } from '../base/manager_http.js';
 import { Allocations } from './allocations.js';
@@ -10,6 +11,7 @@ export type { LayoutName } from '../base/messages.js';
 export type { ManagerAddress } from '../base/manager_http.js';
 export type { AllocationInfo } from './allocations.js';
 export { mapFile, type MapFileOptions, type Mapping } from './map_file.js';
+export { onOperations, type FileOperations, type OperationsReport, type OperationsWatch, type WatchOptions } from './operations.js';
 
 export interface Connection {
   readonly allocations: Allocations;

@@ -19,6 +19,7 @@ import { errnoOf } from './errno.js';
 import { FileSystem } from './file_system.js';
 import { serveMountControl, type MountControl } from './mount_control.js';
 import { Residency, type ResidencyLimits } from './residency.js';
+import { Watching } from './watching.js';
 
 const MIB = 1024 * 1024;
 /** errno with which the kernel ends a session that was unmounted in order. */
@@ -112,6 +113,7 @@ class RunningMount implements Mount {
   private readonly client: MountClient;
   private readonly fileSystem: FileSystem;
   readonly files: Residency;
+  readonly watching: Watching;
   private control: MountControl | undefined;
   private failure: ExtmemError | undefined;
   private kernelEnded: (() => void) | undefined;
@@ -141,6 +143,7 @@ class RunningMount implements Mount {
       onFenced: (why) => this.fenced(why),
     });
     this.files = new Residency(this.client, limitsOf(options));
+    this.watching = new Watching(this.native);
     this.fileSystem = new FileSystem({ client: this.client, log, onEnded: (errno) => this.kernelGone(errno) });
   }
 

@@ -2,37 +2,37 @@
  * A running mount's control socket: HTTP over a unix socket that only its owner may open. GET /status (statistics), GET /metrics
  * (the same for Prometheus), POST /evict (drop clean caches, for measurements), POST /unmount; of one file, by its inode:
  * GET /files/INO?waitMs= (how much of it is here), POST /files/INO/evict, /files/INO/warm?offset=&length=,
- * /files/INO/pin?path= (the path is for people only), /files/INO/unpin.
+ * /files/INO/pin?path= (the path is for people only), /files/INO/unpin. GET /operations?intervalMs=&ino= streams what is read and
+ * written, a line of JSON per interval (base/operations.ts).
  *
  * The socket's name is derived from the mount point, so that the CLI finds it without touching the mount.
  */
 import fastify, { type FastifyInstance } from 'fastify';
-import { createHash } from 'node:crypto';
 import { chmod, mkdir, rm } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { ExtmemError } from '../base/errors.js';
+import { mountControlPath } from '../base/mount_socket.js';
 import { fabricMetrics, fabricOf, quoted } from './fabric_statistics.js';
 import type { Residency } from './residency.js';
+import type { Watching } from './watching.js';
 
 const ASK_TIMEOUT_MS = 10_000;
+/** A watcher that does not read is told no more until it has. */
+const MAX_UNREAD_BYTES = 1 << 20;
 
 export interface ControlledMount {
   readonly mountPoint: string;
   statistics(): Record<string, unknown>;
   evict(): Promise<void>;
   readonly files: Residency;
+  readonly watching: Watching;
   unmount(): Promise<void>;
 }
 
 export interface MountControl {
   readonly path: string;
   close(): Promise<void>;
-}
-
-/** Where the control socket of a mount is, whether or not it runs. `mountPoint` as it was given to mountFileSystem. */
-export function mountControlPath(runtimeDir: string, mountPoint: string): string {
-  return join(runtimeDir, 'mounts', `${createHash('sha256').update(mountPoint).digest('hex').slice(0, 16)}.sock`);
 }
 
 export async function serveMountControl(mount: ControlledMount, runtimeDir: string): Promise<MountControl> {
@@ -49,6 +49,7 @@ export async function serveMountControl(mount: ControlledMount, runtimeDir: stri
     return { evicted: true };
   });
   serveFiles(server, mount.files);
+  serveOperations(server, mount.watching);
   server.post('/unmount', async () => {
     await mount.unmount();
     return { unmounted: true };
@@ -61,6 +62,7 @@ export async function serveMountControl(mount: ControlledMount, runtimeDir: stri
   return {
     path,
     close: async () => {
+      mount.watching.close();
       // Not awaited: /unmount is answered on a connection of this server, after this.
       void server.close();
       await rm(path, { force: true });
@@ -80,6 +82,26 @@ function serveFiles(server: FastifyInstance, files: Residency): void {
       ...(length === undefined ? {} : { length: wholeNumber(length) }),
     }),
   );
+}
+
+function serveOperations(server: FastifyInstance, watching: Watching): void {
+  type Asked = { Querystring: { intervalMs?: string; ino?: string } };
+  server.get<Asked>('/operations', ({ query: { intervalMs, ino } }, reply) => {
+    const { raw } = reply;
+    const stop = watching.add({
+      ...(ino === undefined ? {} : { ino: wholeNumber(ino) }),
+      intervalMs: wholeNumber(intervalMs ?? '1000'),
+      tell: (report) => {
+        if (raw.writableLength > MAX_UNREAD_BYTES) return false;
+        raw.write(`${JSON.stringify(report)}\n`);
+        return true;
+      },
+      end: () => raw.end(),
+    });
+    reply.hijack();
+    raw.on('close', stop);
+    raw.writeHead(200, { 'content-type': 'application/x-ndjson' }).flushHeaders();
+  });
 }
 
 function wholeNumber(text: string): number {

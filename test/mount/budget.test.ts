@@ -10,7 +10,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
+import { onOperations } from '../../src/client/index.js';
 import { python } from '../python.js';
+import { until } from '../until.js';
 import { hasProgram, succeed, TestCluster } from './cluster.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
@@ -129,6 +131,31 @@ testWhereCounted(
     expect(beyond(counts, exchange)).toBeLessThanOrEqual(strays);
     expect(counts.calls.get(replying)).toBeLessThanOrEqual((overUring ? 2 : 1) * counts.requests + strays);
     expect(counts.allocations).toBeLessThanOrEqual(strays);
+  },
+  120_000,
+);
+
+testWhereCounted(
+  'the same while somebody watches what is read and written',
+  async () => {
+    const runtimeDir = process.env['EXTMEM_RUNTIME_DIR'];
+    process.env['EXTMEM_RUNTIME_DIR'] = cluster.environment['EXTMEM_RUNTIME_DIR'] ?? '';
+    let reads = 0;
+    const watch = await onOperations(cluster.mount().mountPoint, ({ files }) => (reads += files.reduce((sum, one) => sum + one.reads, 0)), {
+      intervalMs: 100,
+    });
+    try {
+      await holdFile();
+      const counts = await counted(touch(0, PAGES));
+      const strays = (counts.requests * STRAY_PERCENT) / 100;
+      expect(beyond(counts, exchange)).toBeLessThanOrEqual(strays);
+      expect(counts.allocations).toBeLessThanOrEqual(strays);
+      await until('it was told', () => reads >= PAGES);
+    } finally {
+      watch.close();
+      if (runtimeDir === undefined) delete process.env['EXTMEM_RUNTIME_DIR'];
+      else process.env['EXTMEM_RUNTIME_DIR'] = runtimeDir;
+    }
   },
   120_000,
 );

@@ -54,6 +54,7 @@ describe('commands', () => {
       'regions',
       'doctor',
       'evict',
+      'watch',
       'warm',
       'pin',
       'unpin',

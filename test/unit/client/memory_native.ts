@@ -228,6 +228,10 @@ export class MemoryNative implements NativeMount {
     this.log.push(`invalidateEntry ${parent} ${name}`);
     return this.onInvalidate();
   }
+  watchOperations(): void {}
+  takeOperations(): { files: []; otherOperations: number } {
+    return { files: [], otherOperations: 0 };
+  }
   statistics(): Record<string, unknown> {
     let freeBytes = 0;
     for (const { next, bytes } of this.provisions.values()) freeBytes += bytes - next;
