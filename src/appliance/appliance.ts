@@ -378,6 +378,11 @@ class Member implements Appliance {
     return this.server;
   }
 
+  /** What comes while everything is being persisted for the last time would be left behind. */
+  private checkStays(): void {
+    if (this.closing.signal.aborted) throw new ExtmemError('EBUSY', `appliance ${this.id} is ending`);
+  }
+
   /** Durable, where there is a backing store. */
   private async settled(work: Promise<void> | undefined): Promise<Record<string, never>> {
     await work;
@@ -403,10 +408,14 @@ class Member implements Appliance {
     };
     const done = {};
     return {
-      createRegion: on((server, { region, bytes, thin }) => (server.createRegion(region, bytes, thin), done)),
+      createRegion: on((server, { region, bytes, thin }) => {
+        this.checkStays();
+        server.createRegion(region, bytes, thin);
+        return done;
+      }),
       resizeRegion: on((server, { region, bytes }) => (server.resizeRegion(region, bytes), done)),
       destroyRegions: on(async (server, { regions }) => {
-        await this.copying?.stopIn(regions.map((region) => ({ region })));
+        await this.copying?.stopIn(regions.map((region) => ({ region, offset: 0, length: Infinity })));
         for (const region of regions) ifThere(() => server.destroyRegion(region));
         return this.settled(this.keeping?.destroyed(regions));
       }),
@@ -417,7 +426,9 @@ class Member implements Appliance {
       }),
       sum: on(async (server, { pieces }) => ({ sums: await server.sumPieces(pieces) })),
       copy: on(async (_server, ask) => {
-        await this.copying?.copy(ask);
+        this.checkStays();
+        if (this.copying === undefined) throw new ExtmemError('EAGAIN', 'this appliance does not serve yet');
+        await this.copying.copy(ask);
         return done;
       }),
       persist: on((_server, { pieces }) => {

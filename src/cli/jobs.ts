@@ -1,6 +1,6 @@
 /** `extmem migrate`, `rebuild` and `jobs`: memory that moves while it is in use (A11, B22), asked of the manager. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { messageOf } from '../base/errors.js';
+import { codeOf, messageOf } from '../base/errors.js';
 import { formatSize, parseSize } from '../base/size.js';
 import type { Job } from '../manager/index.js';
 import { apiOf, pathOf } from './allocations.js';
@@ -9,6 +9,8 @@ import type { Invocation } from './invocation.js';
 import { printJson, printLine, printWarning, Progress, renderTable } from './output.js';
 
 const LOOK_EVERY_MS = 250;
+/** For so long a manager may be away. */
+const AWAY_MS = 30_000;
 
 export async function runMigrate(call: Invocation): Promise<ExitCode> {
   const to = call.text('to');
@@ -69,7 +71,7 @@ async function watch(call: Invocation, begun: Job): Promise<ExitCode> {
   while (job.state === 'waiting' || job.state === 'running') {
     progress.show(`${describe(job)}: ${formatSize(job.doneBytes)} of ${formatSize(job.totalBytes)}`);
     await sleep(LOOK_EVERY_MS);
-    job = await apiOf(call).get<Job>(`/v1/jobs/${job.id}`);
+    job = await lookAgain(call, job);
   }
   progress.clear();
   if (call.json) printJson(job);
@@ -79,6 +81,17 @@ async function watch(call: Invocation, begun: Job): Promise<ExitCode> {
     for (const { path, ino, why } of job.problems) printWarning(`${path ?? `inode ${ino}`}: ${why}`);
   }
   return job.state === 'done' ? ExitCode.ok : ExitCode.failed;
+}
+
+/** A manager that is started again goes on with it. */
+async function lookAgain(call: Invocation, { id }: Job): Promise<Job> {
+  for (const end = performance.now() + AWAY_MS; ; await sleep(LOOK_EVERY_MS)) {
+    try {
+      return await apiOf(call).get<Job>(`/v1/jobs/${id}`);
+    } catch (error) {
+      if (codeOf(error) !== 'EUNREACHABLE' || performance.now() > end) throw error;
+    }
+  }
 }
 
 function outcomeOf(job: Job): string {

@@ -16,6 +16,7 @@ import { roundUpToPages, type Files } from './files.js';
 import { formColumns, widthOf } from './domains.js';
 import { attrOf, checkLabel, findFile, findInode, layoutOf, ROOT_INO, type Inode } from './inode.js';
 import { limits } from './limits.js';
+import { keys } from './metadata_store.js';
 import { putInode, type Names } from './names.js';
 import type { Persistence } from './persistence.js';
 import type { AccessAsk, AccessInfo } from './protection.js';
@@ -186,6 +187,12 @@ export class Allocations {
         return { ino: inode.ino, path: `/${splitPath(path).join('/')}` };
       }),
     );
+  }
+
+  /** Whether somebody may do this with a file; who is gone hides nothing. */
+  allows(ino: number, who: Identity, right: 'read-metadata' | 'write-metadata'): boolean {
+    const inode = this.parts.store.get<Inode>(keys.inode(ino));
+    return inode === undefined || this.parts.access.allows(inode, who, right);
   }
 
   /** Says who holds it; what is open is renewed by its client. An allocation without a time limit needs no more. */

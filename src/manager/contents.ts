@@ -150,8 +150,20 @@ export class Contents {
   /** In the file's turn: nobody writes to it while `change` runs, and all that was written is with the appliances. Who has it open goes
    *  on by what tellMoved() says, or where it was if `change` fails. */
   async whileStill<T>(ino: number, change: () => Promise<T>): Promise<T> {
-    await this.parts.delegations.recall(ino, undefined, 'writers');
+    await this.settleWriters(ino);
     return this.whilePaused(ino, change);
+  }
+
+  /** In the file's turn: all who have it open are there, and have written back. Nobody waits for this so much that a mount would be
+   *  fenced for it. Throws EBUSY. */
+  async settleWriters(ino: number): Promise<void> {
+    const { delegations, clients } = this.parts;
+    for (const holder of delegations.holders(ino)) {
+      const client = clients.get(holder.client);
+      const isThere = client?.isConnected === true && (holder.row.mode !== 'write' || (await delegations.tryRecall(ino, holder)));
+      if (!isThere)
+        throw new ExtmemError('EBUSY', `inode ${ino} is open on mount ${client?.name ?? holder.client}, which does not answer now`);
+    }
   }
 
   /** The same bytes lie elsewhere: nobody reads where they were when this resolves. dropped: nor believes what was read of it. */

@@ -43,6 +43,9 @@ const BLOCK_BYTES = 512;
 const NOBODY = 0;
 
 export class Files {
+  /** A record has come whose copies do not all count. */
+  onMissing: () => void = () => undefined;
+
   constructor(
     private readonly regions: Regions,
     private readonly reclaimer: Reclaimer,
@@ -294,6 +297,7 @@ export class Files {
   private withMarks(tx: Transaction, inode: Inode, record: FileRecord): FileRecord {
     if (!record.extents.some((extent) => copiesOf(extent) > 1)) return record;
     const extents = carryMarks(record.extents, this.extents(tx, inode.ino), record.epoch === inode.epoch);
+    if (extents.some(({ members }) => members.some(({ missing }) => missing === true))) this.onMissing();
     return extents === record.extents ? record : { ...record, extents };
   }
 

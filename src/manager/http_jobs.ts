@@ -6,7 +6,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { ExtmemError } from '../base/errors.js';
 import type { Identity } from './access.js';
 import { limits } from './limits.js';
-import { JOB_KINDS, JOB_STATES } from './moves/jobs.js';
+import { JOB_KINDS, JOB_STATES, type Job } from './moves/jobs.js';
 import type { Parts } from './parts.js';
 
 export const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
@@ -62,6 +62,11 @@ interface OneJob {
 export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (request: FastifyRequest) => Promise<Identity>): void {
   const { jobs, allocations } = parts;
   const failures = { '4xx': ErrorAnswer };
+  /** Without the files that whoever asks may know nothing of. */
+  const shown = (job: Job, who: Identity): Job => {
+    const isShown = ({ ino }: { ino: number }): boolean => allocations.allows(ino, who, 'read-metadata');
+    return { ...job, files: job.files.filter(isShown), problems: job.problems.filter(isShown) };
+  };
   app.post<{ Body: Static<typeof JobBody> }>(
     '/v1/jobs',
     {
@@ -83,12 +88,15 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
   app.get(
     '/v1/jobs',
     { schema: { summary: 'Jobs that move memory, newest first', response: { 200: Type.Object({ jobs: Type.Array(JobAnswer) }) } } },
-    () => ({ jobs: jobs.list() }),
+    async (request) => {
+      const who = await identify(request);
+      return { jobs: jobs.list().map((job) => shown(job, who)) };
+    },
   );
   app.get<OneJob>(
     '/v1/jobs/:job',
     { schema: { summary: 'One job', params: JobParams, response: { 200: JobAnswer, ...failures } } },
-    (request) => jobs.get(request.params.job),
+    async (request) => shown(jobs.get(request.params.job), await identify(request)),
   );
   app.delete<OneJob>(
     '/v1/jobs/:job',
@@ -99,6 +107,15 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
         response: { 200: JobAnswer, ...failures },
       },
     },
-    (request) => jobs.cancel(request.params.job),
+    async (request) => {
+      const who = await identify(request);
+      const job = jobs.get(request.params.job);
+      if (!job.files.every(({ ino }) => allocations.allows(ino, who, 'write-metadata')))
+        throw new ExtmemError(
+          'EACCES',
+          `job ${job.id} is about files whose access parameters do not give ${who.name} the right to move them`,
+        );
+      return shown(await jobs.cancel(job.id), who);
+    },
   );
 }

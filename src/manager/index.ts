@@ -149,7 +149,7 @@ function startChores(parts: Parts): { stop(): void } {
   }, times.windowsMs).unref();
   const wanted = setInterval(() => fencing.fenceWanted(), times.wantedMs).unref();
   // Appliances and clients come back first.
-  const jobs = setTimeout(() => parts.jobs.start(), times.rebuildRestMs).unref();
+  const jobs = setTimeout(() => parts.jobs.start(), times.leaseMs + times.rebuildRestMs).unref();
   return {
     stop: () => {
       clearTimeout(jobs);

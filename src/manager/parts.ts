@@ -161,6 +161,7 @@ function assembleJobs(
   const mover = new Mover({ ...parts, room });
   const jobs = new Jobs({ ...parts, mover, checker: new Checker(parts), room }, rebuild, check);
   parts.copies.onChanged = () => jobs.nudge();
+  parts.files.onMissing = () => jobs.nudge(times.rebuildAgainMs);
   return jobs;
 }
 

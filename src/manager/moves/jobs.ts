@@ -94,6 +94,8 @@ const SCAN_AT_ONCE = 1000;
 /** An appliance that went may be back, or be found to be down, by then. */
 const TRIES = 4;
 const REST_MS = 1000;
+/** After that it is looked whether a job was cancelled. */
+const LONGEST_PAUSE_MS = 200;
 const DAY_MS = 24 * 3600 * 1000;
 /** Whether it is time to check. */
 const LOOK_EVERY_MS = 10 * 60_000;
@@ -103,7 +105,7 @@ export class Jobs {
   private readonly cancelled = new Set<number>();
   private readonly running = new Set<Lane>();
   private readonly looking: NodeJS.Timeout;
-  private nudged: NodeJS.Timeout | undefined;
+  private nudged: { timer: NodeJS.Timeout; at: number } | undefined;
   private isStopped = false;
 
   constructor(
@@ -117,13 +119,19 @@ export class Jobs {
 
   /** Those that an earlier life of this manager did not end go on. */
   start(): void {
+    // What goes on by itself begins anew, as it is to be now.
+    const old = this.list().filter((job) => job.automatic && !isEnded(job));
+    for (const { id } of old) this.jobs.delete(id);
+    this.parts.store
+      .transact((tx) => old.forEach(({ id }) => tx.remove(keys.job(id))))
+      .catch((error: unknown) => this.tellFailure('jobs of an earlier life could not be ended', error));
     for (const lane of LANES) this.run(lane);
     this.nudge();
   }
 
   stop(): void {
     this.isStopped = true;
-    clearTimeout(this.nudged);
+    clearTimeout(this.nudged?.timer);
     clearInterval(this.looking);
   }
 
@@ -174,11 +182,14 @@ export class Jobs {
 
   /** Copies may have been lost, or there may be room for those that were: soon, they are made anew. */
   nudge(afterMs: number = times.rebuildRestMs): void {
-    if (!this.rebuild.automatic || this.isStopped || this.nudged !== undefined) return;
-    this.nudged = setTimeout(() => {
+    const at = performance.now() + afterMs;
+    if (!this.rebuild.automatic || this.isStopped || (this.nudged !== undefined && this.nudged.at <= at)) return;
+    clearTimeout(this.nudged?.timer);
+    const begin = (): void => {
       this.nudged = undefined;
       this.rebuildAll().catch((error: unknown) => this.tellFailure('rebuilding copies could not begin', error));
-    }, afterMs).unref();
+    };
+    this.nudged = { at, timer: setTimeout(begin, afterMs).unref() };
   }
 
   private async rebuildAll(): Promise<void> {
@@ -256,7 +267,8 @@ export class Jobs {
       { job: id, kind, state, doneBytes, problems: problems.slice(0, 5), error },
       'a job has ended',
     );
-    if (laneOf(job) === 'rebuild' && state === 'failed') this.nudge(times.rebuildAgainMs);
+    // Where nothing could be done, that will not be otherwise soon.
+    if (laneOf(job) === 'rebuild' && state === 'failed') this.nudge(times.rebuildAgainMs * (doneBytes > 0 ? 1 : 10));
   }
 
   private async moveAll(id: number): Promise<void> {
@@ -266,7 +278,10 @@ export class Jobs {
     const inos = job.kind === 'rebuild' && job.files.length === 0 ? await this.badFiles() : job.files.map(({ ino }) => ino);
     const choose = this.choiceFor(job);
     let left = 0;
-    for (const ino of inos) left += bytesMeant(files.extents(store, ino), choose);
+    for (const [index, ino] of inos.entries()) {
+      left += bytesMeant(files.extents(store, ino), choose);
+      if (index % SCAN_AT_ONCE === SCAN_AT_ONCE - 1) await immediate();
+    }
     await this.put({ ...job, totalBytes: job.doneBytes + left });
     for (const ino of inos) {
       if (this.isStopped || this.cancelled.has(id)) return;
@@ -296,7 +311,7 @@ export class Jobs {
         const job = this.get(id);
         const doneBytes = job.doneBytes + checked.bytes;
         await this.note({ ...job, doneBytes, totalBytes: Math.max(job.totalBytes, doneBytes) });
-        if (job.rate > 0) await sleep(Math.max(0, (checked.bytes / job.rate) * 1000 - (performance.now() - began)));
+        if (job.rate > 0) await this.pause(id, (checked.bytes / job.rate) * 1000 - (performance.now() - began));
       } catch (error) {
         return this.noteProblem(id, ino, `it could not be checked from byte ${from} on: ${messageOf(error)}`);
       }
@@ -329,11 +344,18 @@ export class Jobs {
   }
 
   /** Those who write to the file are not to wait more than they work; and no faster than was asked. */
-  private async rest({ rate }: Job, ino: number, { bytes, tookMs }: { bytes: number; tookMs: number }): Promise<void> {
+  private async rest({ id, rate }: Job, ino: number, { bytes, tookMs }: { bytes: number; tookMs: number }): Promise<void> {
     const isWritten = this.parts.delegations.holders(ino).some(({ row }) => row.open === 'write');
     const paced = rate > 0 ? (bytes / rate) * 1000 - tookMs : 0;
     const restMs = Math.max(paced, isWritten ? tookMs : 0);
-    if (restMs > 0) await sleep(restMs);
+    await this.pause(id, restMs);
+  }
+
+  /** Less, once the job is cancelled. */
+  private async pause(id: number, ms: number): Promise<void> {
+    const end = performance.now() + ms;
+    for (let left = ms; left > 0 && !this.isStopped && !this.cancelled.has(id); left = end - performance.now())
+      await sleep(Math.min(left, LONGEST_PAUSE_MS));
   }
 
   private choiceFor({ kind, to, from }: Job): Choice {
@@ -374,7 +396,7 @@ export class Jobs {
       const last = page.at(-1)?.[0];
       if (last === undefined || page.length < SCAN_AT_ONCE) return found;
       after = last;
-      await new Promise((resolve) => setImmediate(resolve));
+      await immediate();
     }
   }
 
@@ -403,6 +425,10 @@ function laneOf({ automatic, kind }: Pick<Job, 'automatic' | 'kind'>): Lane {
 
 function isEnded({ state }: Job): boolean {
   return state === 'done' || state === 'failed' || state === 'cancelled';
+}
+
+function immediate(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }
 
 function sleep(ms: number): Promise<void> {

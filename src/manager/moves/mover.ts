@@ -22,7 +22,7 @@ import { keys, takeNumber, type MetadataStore } from '../metadata_store.js';
 import type { Persistence } from '../persistence.js';
 import type { Reclaimer } from '../reclaim.js';
 import type { RegionRow, Regions } from '../regions.js';
-import { findSlot, planStretch, replaceSlots, type Choice } from './plan.js';
+import { findSlot, planStretch, replaceSlots, type Choice, type Slot } from './plan.js';
 import type { Carved, Lack, Room, Target } from './room.js';
 
 export interface MoverParts {
@@ -62,8 +62,8 @@ export class Mover {
 
   constructor(private readonly parts: MoverParts) {}
 
-  /** Moves what comes next of a file; answers how many bytes, 0: nothing is left to be moved. Throws ENOSPC, EDOMAIN; EIO, ETIMEDOUT,
-   *  ECANCELED when it could not be copied: then all is as it was. */
+  /** Moves what comes next of a file; answers how many bytes, 0: nothing is left to be moved. Throws ENOSPC, EDOMAIN; EBUSY: a mount
+   *  that has it open is away; EIO, ETIMEDOUT, ECANCELED when it could not be copied: then all is as it was. */
   async moveStretch(ino: number, order: Order): Promise<number> {
     let limitBytes = limits.stretchBytes;
     for (let attempt = 1; ; attempt++) {
@@ -85,26 +85,34 @@ export class Mover {
   }
 
   private tryStretch(ino: number, order: Order, limitBytes: number): Promise<number | Lack> {
-    const { store, files, delegations, room } = this.parts;
+    const { store, files, delegations, contents, room } = this.parts;
     return delegations.turns.run(ino, async () => {
       if (store.get<Inode>(keys.inode(ino))?.kind !== 'file') return 0; // removed meanwhile
-      const slots = planStretch(files.extents(store, ino), order.choose, limitBytes);
-      if (slots.length === 0) return 0;
-      const carved = await store.transact((tx) => room.carve(tx, findFile(tx, ino), slots, order));
-      if (!('ticket' in carved)) return carved;
-      await this.moveCarved(ino, carved);
-      return slots.reduce((sum, { bytes, meant }) => sum + bytes * meant.length, 0);
+      const plan = (): Slot[] => planStretch(files.extents(store, ino), order.choose, limitBytes);
+      try {
+        if (plan().length === 0 && !delegations.hasWriter(ino, undefined)) return 0;
+        await contents.settleWriters(ino); // where they have written since their last commit is not known here
+        const slots = plan();
+        if (slots.length === 0) return 0;
+        const carved = await store.transact((tx) => room.carve(tx, findFile(tx, ino), slots, order));
+        if (!('ticket' in carved)) return carved;
+        await this.moveCarved(ino, carved);
+        return slots.reduce((sum, { bytes, meant }) => sum + bytes * meant.length, 0);
+      } finally {
+        delegations.rebalance(ino);
+      }
     });
   }
 
   private async moveCarved(ino: number, { moved, ticket }: Carved): Promise<void> {
-    const { store, files, reclaimer, delegations, interest, contents } = this.parts;
+    const { store, files, reclaimer, interest, contents } = this.parts;
+    const lives = this.livesOf(ticket.pieces);
     let isMoved = false;
     try {
       await contents.whileStill(ino, async () => {
         await this.copy(ino, moved);
         const { inode, tickets } = await store.transact((tx) => {
-          this.checkThere(ticket.pieces);
+          this.checkThere(lives);
           const inode = files.move(tx, findFile(tx, ino), replaceSlots(files.extents(tx, ino), moved));
           reclaimer.keep(tx, ticket);
           return { inode, tickets: reclaimer.ticketsOf(tx) };
@@ -115,7 +123,6 @@ export class Mover {
       });
     } finally {
       if (!isMoved) reclaimer.start([ticket]);
-      delegations.rebalance(ino);
     }
   }
 
@@ -133,6 +140,7 @@ export class Mover {
         byTarget.set(target, [...(byTarget.get(target) ?? []), { to: { region, offset, length: slot.bytes }, from }]);
       }
     }
+    const endMs = performance.now() + times.copyMs;
     const ends = await Promise.allSettled(
       [...byTarget].map(async ([id, pieces]) => {
         const appliance = appliances.get(id);
@@ -145,7 +153,7 @@ export class Mover {
     if (findFile(store, ino).durability === 'persisted')
       await persistence.persistPieces(
         [...byTarget.values()].flat().map(({ to }) => to),
-        times.copyMs,
+        Math.max(1, endMs - performance.now()),
       );
   }
 
@@ -189,9 +197,17 @@ export class Mover {
     return number;
   }
 
-  private checkThere(pieces: Carved['ticket']['pieces']): void {
-    const gone = pieces.find(({ region }) => this.parts.regions.get(region)?.row.lost !== false);
-    if (gone !== undefined) throw new ExtmemError('EIO', `region ${gone.region} was lost while it was being copied to`);
+  private livesOf(pieces: readonly RegionPiece[]): Map<number, number | undefined> {
+    return new Map(pieces.map(({ region }) => [region, this.parts.regions.get(region)?.row.incarnation]));
+  }
+
+  /** What was copied to is in memory that has been there all the while. */
+  private checkThere(lives: ReadonlyMap<number, number | undefined>): void {
+    for (const [region, life] of lives) {
+      const row = this.parts.regions.get(region)?.row;
+      if (row === undefined || row.lost || row.stale === true || row.incarnation !== life)
+        throw new ExtmemError('EIO', `region ${region} was lost while it was being copied to`);
+    }
   }
 }
 

@@ -74,8 +74,8 @@ export class Room {
       const members = new Map<number, ExtentMember>();
       for (const index of slot.meant) {
         const candidates = this.candidates(inode, slot, index, members, target);
-        const found = this.takeFrom(gaps, candidates, slot.bytes);
-        if (found === undefined) return { appliances: candidates, bytes: slot.bytes };
+        const found = this.takeFrom(gaps, candidates, inode, slot.bytes);
+        if (!('region' in found)) return found;
         members.set(index, { region: found.region, offset: found.offset });
         pieces.push(found);
       }
@@ -90,12 +90,12 @@ export class Room {
 
   /** Throws ENOSPC. */
   async provide(inode: Inode, { appliances: meant, bytes }: Lack, expectedBytes: number): Promise<void> {
-    const { regions, appliances } = this.parts;
+    const { appliances } = this.parts;
     for (const id of meant) {
       const appliance = appliances.get(id);
       if (appliance === undefined) continue;
-      if (!isProtected(inode) && (await this.adopt(id, bytes))) return;
-      const room = Math.floor(regions.freeBytes(appliance) / GRAIN_BYTES) * GRAIN_BYTES;
+      if (!this.staysApart(inode) && (await this.adopt(id, bytes))) return;
+      const room = this.freeGrains(appliance);
       if (room < bytes) continue;
       const wanted = Math.max(bytes, Math.min(LARGEST_REGION_BYTES, Math.max(MIB, expectedBytes)));
       await this.make(inode, id, Math.min(room, Math.ceil(wanted / GRAIN_BYTES) * GRAIN_BYTES));
@@ -178,22 +178,39 @@ export class Room {
 
   private gapsFor(inode: Inode): Gap[] {
     const { regions } = this.parts;
-    const meant = isProtected(inode) ? regions.ofFile(inode.ino) : [...this.ours].flatMap((id) => regions.get(id) ?? []);
+    const meant = this.staysApart(inode) ? regions.ofFile(inode.ino) : [...this.ours].flatMap((id) => regions.get(id) ?? []);
     return meant
       .filter(({ row }) => !row.lost)
       .flatMap((region) => region.used.gaps(region.row.bytes).map(({ offset, length }) => wholePages(region.id, offset, length)));
   }
 
-  private takeFrom(gaps: Gap[], candidates: readonly string[], bytes: number): RegionPiece | undefined {
-    for (const id of candidates) {
+  /** On the best that can have it: not on one that is nearer to the other copies only because there is a gap already. */
+  private takeFrom(gaps: Gap[], candidates: readonly string[], inode: Inode, bytes: number): RegionPiece | Lack {
+    for (const [rank, id] of candidates.entries()) {
       const gap = gaps.find(({ region, length }) => length >= bytes && this.parts.regions.get(region)?.row.appliance === id);
+      if (gap === undefined && this.canProvide(id, inode, bytes)) return { appliances: candidates.slice(rank), bytes };
       if (gap === undefined) continue;
       const piece = { region: gap.region, offset: gap.offset, length: bytes };
       gap.offset += bytes;
       gap.length -= bytes;
       return piece;
     }
-    return undefined;
+    return { appliances: [...candidates], bytes };
+  }
+
+  private canProvide(id: string, inode: Inode, bytes: number): boolean {
+    const appliance = this.parts.appliances.get(id);
+    if (appliance === undefined) return false;
+    return this.freeGrains(appliance) >= bytes || (!this.staysApart(inode) && this.findAdoptable(id, bytes) !== undefined);
+  }
+
+  private freeGrains(appliance: Appliance): number {
+    return Math.floor(this.parts.regions.freeBytes(appliance) / GRAIN_BYTES) * GRAIN_BYTES;
+  }
+
+  /** It has regions of its own, and does not lie beside other files. */
+  private staysApart(inode: Inode): boolean {
+    return isProtected(inode) || this.parts.regions.ofFile(inode.ino).length > 0;
   }
 
   /** A file's access parameters may have changed since its region was made. */
@@ -209,18 +226,21 @@ export class Room {
   /** A region of nobody's there, with room for so much. */
   private async adopt(id: string, bytes: number): Promise<boolean> {
     const { store, regions } = this.parts;
-    const found = [...regions.all()].find(
-      (region) =>
-        region.row.appliance === id && isNobodys(region) && region.used.gaps(region.row.bytes).some(({ length }) => length >= bytes),
-    );
+    const found = this.findAdoptable(id, bytes);
     if (found === undefined) return false;
     this.ours.add(found.id);
     await store.transact((tx) => regions.setRow(tx, found, { ino: UNBORN_INO }));
     return true;
   }
 
+  private findAdoptable(id: string, bytes: number): Region | undefined {
+    const hasRoom = (region: Region): boolean =>
+      region.used.gaps(region.row.bytes).some(({ offset, length }) => wholePages(region.id, offset, length).length >= bytes);
+    return [...this.parts.regions.all()].find((region) => region.row.appliance === id && isNobodys(region) && hasRoom(region));
+  }
+
   private async make(inode: Inode, appliance: string, bytes: number): Promise<void> {
-    const own = isProtected(inode);
+    const own = this.staysApart(inode);
     const [made] = await this.parts.regions.create([{ appliance, bytes }], { ino: own ? inode.ino : UNBORN_INO });
     if (made !== undefined && !own) this.ours.add(made.id);
   }

@@ -129,6 +129,26 @@ describe('a job', () => {
     expect(await placesOf('f')).toEqual(['three']);
   });
 
+  test('moves what its writer has not told of yet, too', async () => {
+    const grant = await a.openNew('f');
+    const extents: Extent[] = [{ fileOffset: 0, length: PAGE, unit: PAGE, members: [{ region: regionOn('one'), offset: 0 }] }];
+    a.override.recall = () => ({ open: 'write', record: changed(grant, { extents, size: PAGE }) });
+    const job = await end(await begin({ kind: 'migrate', paths: ['/f'], to: 'three' }));
+    expect(job).toMatchObject({ state: 'done', doneBytes: PAGE });
+    expect(await placesOf('f')).toEqual(['three']);
+  });
+
+  test('fences no mount that is away: it says which, and the file stays where it is', async () => {
+    const { attr } = await make('f', 1);
+    await a.ask('acquire', { ino: attr.ino, mode: 'write' });
+    a.session.terminate('its network is cut');
+    const job = await end(await begin({ kind: 'migrate', paths: ['/f'], to: 'three' }));
+    expect(job).toMatchObject({ state: 'failed', doneBytes: 0, problems: [{ path: '/f' }] });
+    expect(job.problems[0]?.why).toContain('mount a, which does not answer');
+    expect(Object.values(appliances).flatMap(({ fenced }) => fenced)).toEqual([]);
+    expect(await placesOf('f')).toEqual(['one']);
+  }, 20_000);
+
   test('leaves everything as it was when the copy fails, and zeroes what it had begun', async () => {
     await make('f', 1);
     let copies = 0;
