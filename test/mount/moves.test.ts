@@ -142,7 +142,7 @@ describe('migrating', () => {
 
   test('is cancelled after the stretch under way, and what was moved stays', async () => {
     const path = await begin('stripe');
-    const { id } = await migrate(path, '--to', 'a2');
+    const { id } = await migrate(path, '--to', 'a2', '--rate', '3M');
     await until('it is half way', () => isHalfWay(id));
     expect((await cluster.extmem('jobs', 'cancel', String(id))).code).toBe(0);
     await until('it has ended', () => hasEnded(id));
