@@ -109,6 +109,7 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
                         InstanceMethod<&Mount::put_region>("putRegion"),
                         InstanceMethod<&Mount::lose_regions>("loseRegions"),
                         InstanceMethod<&Mount::add_provision>("addProvision"),
+                        InstanceMethod<&Mount::remove_provision>("removeProvision"),
                         InstanceMethod<&Mount::free_slabs>("freeSlabs"),
                         InstanceMethod<&Mount::put_file>("putFile"),
                         InstanceMethod<&Mount::file_state>("fileState"),
@@ -434,6 +435,10 @@ class Mount final : public Napi::ObjectWrap<Mount>, public extent::ControlPlane,
       used.emplace_back(to_u64(pair.Get(0u)), to_u64(pair.Get(1u)));
     }
     session.cache().slabs().add_region(*region, used);
+  }
+
+  void remove_provision(const Napi::CallbackInfo& info) {
+    session(info.Env()).cache().slabs().remove_region(to_u64(info[0]));
   }
 
   void free_slabs(const Napi::CallbackInfo& info) {

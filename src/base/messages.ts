@@ -101,6 +101,7 @@ export const ApplianceInfo = Type.Object({
   residentBytes: Bytes,
   offer: Type.Optional(OfferState),
   store: Type.Optional(StoreInfo),
+  draining: Type.Optional(Type.Boolean()), // nothing new is placed there, and what is there moves away
   state: Type.Union([Type.Literal('up'), Type.Literal('down')]),
 });
 export type ApplianceInfo = Static<typeof ApplianceInfo>;
@@ -427,6 +428,8 @@ export const clientPushes = {
     Type.Object({ ino: Id, read: Type.Boolean(), write: Type.Boolean(), ownRegions: Type.Boolean(), regions: Type.Array(RegionGrant) }),
     Empty,
   ),
+  /** Nothing more is to be carved from these regions of this client's provision. */
+  retire: operation(Type.Object({ regions: Type.Array(Id) }), Empty),
   /** Pieces of this client's provision that are free again (zeroed). */
   freed: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
   /** Appliances that joined, left, or came back with another incarnation; regions that are gone for good. */

@@ -249,6 +249,8 @@ export interface NativeMount {
   loseRegions(regions: number[]): void;
   /** A region (known by putRegion) of this client's own; `used` are [offset, length] pairs that are taken. */
   addProvision(region: number, used: [number, number][]): void;
+  /** Nothing is carved from it any more. What was carved stays. */
+  removeProvision(region: number): void;
   /** Pieces of provisioned regions that are free (and zero) again. */
   freeSlabs(pieces: { region: number; offset: number; length: number }[]): void;
 

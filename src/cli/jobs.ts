@@ -1,4 +1,4 @@
-/** `extmem migrate`, `rebuild` and `jobs`: memory that moves while it is in use (A11, B22), asked of the manager. */
+/** `extmem migrate`, `rebuild`, `drain` and `jobs`: memory that moves while it is in use (A11, B20, B22), asked of the manager. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { codeOf, messageOf } from '../base/errors.js';
 import { formatSize, parseSize } from '../base/size.js';
@@ -28,6 +28,16 @@ export async function runCheck(call: Invocation): Promise<ExitCode> {
   const trust = call.text('trust');
   const paths = call.args.length === 0 ? {} : { paths: call.args.map(pathOf) };
   return begin(call, { kind: 'check', ...paths, ...(trust === undefined ? {} : { trust }) });
+}
+
+export async function runDrain(call: Invocation): Promise<ExitCode> {
+  const [appliance] = call.args;
+  if (appliance === undefined) throw new UsageError('say which appliance: extmem drain a1');
+  if (!call.has('undo')) return begin(call, { kind: 'drain', appliance });
+  await apiOf(call).ask('DELETE', `/v1/appliances/${encodeURIComponent(appliance)}/drain`);
+  if (call.json) printJson({ appliance, draining: false });
+  else printLine(`things are placed on ${appliance} again; what has moved away stays where it is`);
+  return ExitCode.ok;
 }
 
 export async function runJobs(call: Invocation): Promise<ExitCode> {
@@ -77,6 +87,7 @@ async function watch(call: Invocation, begun: Job): Promise<ExitCode> {
   if (call.json) printJson(job);
   else {
     printLine(outcomeOf(job));
+    if (job.kind === 'drain' && job.state === 'done') printLine(`${job.from ?? ''} is empty, and can be stopped`);
     if (job.error !== '') printWarning(job.error);
     for (const { path, ino, why } of job.problems) printWarning(`${path ?? `inode ${ino}`}: ${why}`);
   }
@@ -101,7 +112,8 @@ function outcomeOf(job: Job): string {
   return `${describe(job)}: ${state === 'cancelled' ? 'cancelled, ' : ''}${formatSize(doneBytes)} compared, ${found}`;
 }
 
-function describe({ kind, files, to }: Job): string {
+function describe({ kind, files, to, from }: Job): string {
+  if (kind === 'drain') return `drain ${from ?? ''}`;
   const [first] = files;
   const what = first === undefined ? 'all files' : files.length === 1 ? first.path : `${files.length} files`;
   return `${kind} ${what}${to === undefined ? '' : ` to ${to}`}`;

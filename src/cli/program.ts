@@ -291,6 +291,18 @@ const moves: readonly [CommandSpec, () => Promise<Act>][] = [
   ],
   [
     {
+      usage: 'drain <appliance>',
+      summary: 'empty an appliance while what is on it is in use, so that it can be stopped',
+      details:
+        'Nothing new is placed there from now on, until --undo. What cannot move (no room elsewhere, too few hosts or racks) is listed, and stays.',
+      settings: managerSettings,
+      flags: [['--undo', 'place things there again; what has moved away stays where it is'], ...jobFlags],
+      examples: ['extmem drain a1', 'extmem drain a1 --rate 200M --background', 'extmem drain a1 --undo'],
+    },
+    async () => (await import('./jobs.js')).runDrain,
+  ],
+  [
+    {
       usage: 'jobs [cancel] [job]',
       summary: 'what is being moved, and what was; or cancel one, after what is being moved right now',
       settings: managerSettings,

@@ -59,7 +59,7 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
   }
   const rows = appliances.map((one) => [
     one.id,
-    one.offer === undefined || one.offer === 'whole' ? one.state : `${one.state}, short of memory`,
+    [one.state, ...worriesOf(one)].join(', '),
     formatEndpoints([one, ...(one.moreEndpoints ?? [])]),
     formatSize(one.donatedBytes),
     formatSize(one.reservedBytes),
@@ -77,6 +77,11 @@ function printCluster({ manager, appliances, clients, pool, files, lostRegions }
     String(one.heldFiles),
   ]);
   printLine(`\n${renderTable(['CLIENT', 'NAME', 'STATE', 'PROVISION', 'USED', 'FILES HELD'], users)}`);
+}
+
+function worriesOf({ offer, draining, reservedBytes }: ClusterStatus['appliances'][number]): string[] {
+  const drained = reservedBytes === 0 ? ['drained: it can be stopped'] : ['draining'];
+  return [...(offer === undefined || offer === 'whole' ? [] : ['short of memory']), ...(draining === true ? drained : [])];
 }
 
 function printStores(appliances: ClusterStatus['appliances']): void {

@@ -27,7 +27,7 @@ export type OpenMode = 'read' | 'write';
 /** Nothing is being done with a file. */
 const UNTOUCHED = {
   ...{ uncertain: false, changing: undefined, installing: undefined, turn: 0, soleHolder: false },
-  ...{ handingOver: false, paused: false, unclean: false, releaseSent: false, delegation: undefined },
+  ...{ handingOver: false, paused: false, pausedMs: 0, unclean: false, releaseSent: false, delegation: undefined },
 } as const;
 
 export interface HeldFile {
@@ -70,8 +70,9 @@ export interface HeldFile {
   soleHolder: boolean;
   /** The recall is about to be answered: whoever wants to make the file longer asks again after that. */
   handingOver: boolean;
-  /** The manager changes the file; its writers wait, or fail while the manager is away. */
+  /** The manager changes the file; its writers wait, since pausedMs, or fail when the manager is away for long. */
   paused: boolean;
+  pausedMs: number;
   /** Something of ours lies behind its end that the manager has not been told of. */
   unclean: boolean;
   /** The manager was asked to take it back. Without its answer nobody knows here whose the file is: it is asked again first. */

@@ -213,6 +213,7 @@ export class ManagerSession implements Manager {
       pauseWriters: async (ask) => (await this.pushes).pauseWriters(ask),
       yieldEnd: async (ask) => (await this.pushes).yieldEnd(ask),
       access: async (ask) => (await this.pushes).access(ask),
+      retire: async (ask) => (await this.pushes).retire(ask),
       freed: async (ask) => (await this.pushes).freed(ask),
       appliances: async (ask) => (await this.pushes).appliances(ask),
     };

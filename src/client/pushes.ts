@@ -39,6 +39,8 @@ export interface PushParts {
 }
 
 const WHOLE_FILE = -1;
+/** A write that waits for the manager fails before 5 s are over. */
+const LONGEST_PAUSE_MS = 4000;
 const DONE: Record<string, never> = {};
 
 export class Pushes implements PushHandlers {
@@ -121,6 +123,7 @@ export class Pushes implements PushHandlers {
     const file = this.parts.held.get(ino);
     if (file === undefined) return DONE;
     file.paused = true;
+    file.pausedMs = performance.now();
     await this.parts.native.pauseWriters(ino);
     return DONE;
   }
@@ -134,10 +137,16 @@ export class Pushes implements PushHandlers {
     return { unclean };
   }
 
-  /** The manager is away: what it did to files whose writers wait for it is not known. */
+  /** The manager is away: what it did to files whose writers wait for it is not known. It may be back soon; if not, they fail. */
   refusePaused(): void {
-    const { held, native } = this.parts;
-    for (const file of held.all()) if (file.paused) native.refuseWriters(file.ino);
+    const { held, native, manager } = this.parts;
+    for (const file of held.all()) {
+      if (!file.paused) continue;
+      const refuse = (): void => {
+        if (file.paused && held.get(file.ino) === file && !manager.alive) native.refuseWriters(file.ino);
+      };
+      setTimeout(refuse, Math.max(0, file.pausedMs + LONGEST_PAUSE_MS - performance.now())).unref();
+    }
   }
 
   /** It is back: its record is what it did. And it hears of what it was not told. */
@@ -178,6 +187,11 @@ export class Pushes implements PushHandlers {
     this.parts.native.setOwnRegions(ino, ownRegions);
     const file = this.parts.held.get(ino);
     if (file !== undefined) this.parts.held.setAllowed(file, { read, write });
+    return DONE;
+  }
+
+  retire({ regions }: PushAsk<'retire'>): typeof DONE {
+    this.parts.regions.retire(regions);
     return DONE;
   }
 

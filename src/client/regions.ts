@@ -19,13 +19,18 @@ import type { Manager } from './manager.js';
 
 /** A mount is provisioned on so many appliances without having run short. */
 const SPREAD = 16;
+/** A grant that was on its way when its region was retired is here by then. */
+const LATE_GRANT_MS = 10_000;
 
 export class KnownRegions {
   /** Where each region is, of which life of that appliance, and whether we may write to it. */
   private readonly known = new Map<number, { appliance: string; incarnation: number; writable: boolean }>();
   /** Regions that we carve files from. */
   private readonly provision = new Set<number>();
+  /** Those of which nothing is to be carved any more, and since when. */
+  private readonly retired = new Map<number, number>();
   private readonly up = new Set<string>();
+  private readonly draining = new Set<string>();
   /** Appliances that native knows, and those that have been down for as long as this mount has known them. */
   private readonly placed = new Set<string>();
   private readonly away = new Set<string>();
@@ -39,6 +44,8 @@ export class KnownRegions {
 
   putAppliances(appliances: readonly ApplianceInfo[]): void {
     this.up.clear();
+    this.draining.clear();
+    for (const { id, draining } of appliances) if (draining === true) this.draining.add(id);
     for (const { id, hostId, rack = '', address, port, linkName, incarnation, verbs, state, store, moreEndpoints = [] } of appliances) {
       // One that is down keeps its last address: native finds out by itself, and it may come back there.
       if (state !== 'up' && !this.placed.has(id)) this.away.add(id);
@@ -67,15 +74,25 @@ export class KnownRegions {
   putProvision(grants: readonly RegionGrant[]): void {
     this.put(grants);
     for (const { region, used } of grants) {
+      if (performance.now() - (this.retired.get(region) ?? -Infinity) < LATE_GRANT_MS) continue;
       this.native.addProvision(region, used ?? []);
       this.provision.add(region);
+    }
+  }
+
+  /** What was carved there stays, and is committed as ever. */
+  retire(regions: readonly number[]): void {
+    for (const region of regions) {
+      this.provision.delete(region);
+      this.native.removeProvision(region);
+      this.retired.set(region, performance.now());
     }
   }
 
   /** Appliances that are up and on which nothing is provisioned to us: they joined, or were started again. At most so many that files spread well. */
   unprovisioned(): string[] {
     const provisioned = new Set([...this.provision].map((region) => this.known.get(region)?.appliance));
-    const lacking = [...this.up].filter((id) => !provisioned.has(id));
+    const lacking = [...this.up].filter((id) => !provisioned.has(id) && !this.draining.has(id));
     return lacking.slice(0, Math.max(0, SPREAD - provisioned.size));
   }
 

@@ -267,7 +267,7 @@ export class Allocations {
 
   /** Throws EDOMAIN if no appliances that are up could hold the copies. */
   checkApart({ layout, copies = 1, across }: Layout): void {
-    const up = this.parts.appliances.up().map(({ info }) => info);
+    const up = this.parts.appliances.up().flatMap(({ id, info }) => (this.parts.appliances.mayPlace(id) ? [info] : []));
     if (copies === 1 || formColumns(up, { copies, across }).length > 0) return;
     const asked = across === undefined ? 'on different appliances' : `on different ${across}s`;
     throw new ExtmemError(
@@ -328,7 +328,7 @@ export class Allocations {
   private async takeRegions(bytes: number, { layout, copies = 1, across }: Layout): Promise<Region[]> {
     const { regions, appliances, placement } = this.parts;
     const unit = isStriped(layout) ? STRIPE_UNIT_BYTES : PAGE_BYTES;
-    const usable = appliances.up().filter((one) => !appliances.owesFences(one.id));
+    const usable = appliances.up().filter((one) => appliances.mayPlace(one.id));
     const candidates = placement.order(usable.map((one) => ({ id: one.id, freeBytes: regions.freeBytes(one) })));
     const placed = candidates.flatMap((candidate) => {
       const info = appliances.get(candidate.id)?.info;

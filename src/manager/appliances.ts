@@ -22,6 +22,8 @@ type Pushes = typeof appliancePushes;
 
 export class Appliance {
   session: ApplianceSession | undefined;
+  /** Nothing new is placed there. */
+  isDraining = false;
   constructor(public info: ApplianceInfo) {}
 
   get id(): string {
@@ -31,7 +33,8 @@ export class Appliance {
     return this.session?.isOpen === true;
   }
   describe(reservedBytes: number): ApplianceInfo {
-    return { ...this.info, reservedBytes, state: this.isUp ? 'up' : 'down' };
+    const draining = this.isDraining ? { draining: true } : {};
+    return { ...this.info, reservedBytes, ...draining, state: this.isUp ? 'up' : 'down' };
   }
 }
 
@@ -39,6 +42,8 @@ export interface ApplianceEvents {
   /** It is up, and has acknowledged every fence. */
   up(appliance: Appliance): void;
   down(appliance: Appliance): void;
+  /** What is known of one is another. */
+  changed(): void;
   /** What an earlier incarnation held is gone. */
   lost(appliance: Appliance, incarnation: number, why: 'restarted' | 'left'): Promise<void>;
   /** A process of it has begun with what its backing store had; `before`: the incarnation that was. */
@@ -59,6 +64,7 @@ export class Appliances {
     for (const [, info] of store.scan<ApplianceInfo>(keys.appliances))
       this.appliances.set(info.id, new Appliance({ ...info, state: 'down' }));
     for (const [, id] of store.scan<string>(keys.allOwing)) this.owing.set(id, 0);
+    for (const [, id] of store.scan<string>(keys.allDraining)) this.setDraining(id, true);
   }
 
   listen(events: ApplianceEvents): void {
@@ -80,6 +86,25 @@ export class Appliances {
   /** Whether a fence is owed by this appliance: its regions are nobody's until it has acknowledged it. */
   owesFences(id: string): boolean {
     return this.owing.has(id);
+  }
+
+  /** Whether something new may be placed there, as far as is known here. */
+  mayPlace(id: string): boolean {
+    return !this.owesFences(id) && this.appliances.get(id)?.isDraining !== true;
+  }
+
+  /** From now on, also in the next lives of this manager. */
+  async drain(id: string, draining: boolean): Promise<void> {
+    if (!this.setDraining(id, draining))
+      throw new ExtmemError('ENOENT', `there is no appliance ${id}; extmem status shows those there are`);
+    await this.store.transact((tx) => (draining ? tx.put(keys.draining(id), id) : tx.remove(keys.draining(id))));
+    this.events?.changed();
+  }
+
+  private setDraining(id: string, draining: boolean): boolean {
+    const appliance = this.appliances.get(id);
+    if (appliance !== undefined) appliance.isDraining = draining;
+    return appliance !== undefined;
   }
 
   /** Before the answer to its hello. The appliance is up once `confirm` has run. */

@@ -59,6 +59,11 @@ export class DirectoryDelegations {
     );
   }
 
+  /** When it resolves this client holds none that it held, and nothing done in them is not known here. */
+  async recallFrom(client: Client): Promise<void> {
+    await this.recall(undefined, this.heldBy(client));
+  }
+
   async giveBack(client: Client, directories: readonly number[]): Promise<void> {
     const given = directories.filter((directory) => this.isHeldBy(directory, client));
     await this.parts.store.transact((tx) => {

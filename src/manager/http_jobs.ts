@@ -53,8 +53,11 @@ const JobBody = Type.Union([
   }),
   /** Without paths: every file that has copies. */
   Type.Object({ kind: Type.Literal('rebuild'), paths: Type.Optional(Paths), rate: Type.Optional(Bytes) }),
+  /** Nothing new is placed there from now on, also when the job has ended. */
+  Type.Object({ kind: Type.Literal('drain'), appliance: ApplianceId, rate: Type.Optional(Bytes) }),
 ]);
 const JobParams = Type.Object({ job: Type.Integer({ minimum: 1 }) });
+const ApplianceParams = Type.Object({ appliance: ApplianceId });
 interface OneJob {
   Params: Static<typeof JobParams>;
 }
@@ -71,13 +74,17 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
     '/v1/jobs',
     {
       schema: {
-        summary: 'Have memory moved (files to an appliance, copies made whole), or copies compared',
+        summary: 'Have memory moved (files to an appliance, copies made whole, all of an appliance away from it), or copies compared',
         body: JobBody,
         response: { 201: JobAnswer, ...failures },
       },
     },
     async (request, reply) => {
       const { body } = request;
+      if (body.kind === 'drain') {
+        const job = await jobs.add({ kind: 'drain', files: [], rate: body.rate ?? 0, from: body.appliance });
+        return reply.code(201).send(job);
+      }
       const files = await allocations.filesAt(body.paths ?? [], await identify(request));
       if (body.kind === 'migrate' && files.length === 0) throw new ExtmemError('EINVAL', 'say which files to migrate');
       const places = body.kind === 'migrate' ? { to: body.to, from: body.from } : body.kind === 'check' ? { trust: body.trust } : {};
@@ -97,6 +104,20 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
     '/v1/jobs/:job',
     { schema: { summary: 'One job', params: JobParams, response: { 200: JobAnswer, ...failures } } },
     async (request) => shown(jobs.get(request.params.job), await identify(request)),
+  );
+  app.delete<{ Params: Static<typeof ApplianceParams> }>(
+    '/v1/appliances/:appliance/drain',
+    {
+      schema: {
+        summary: 'Place things on an appliance again that was, or is being, drained; what has moved away stays where it is',
+        params: ApplianceParams,
+        response: { 204: Type.Null(), ...failures },
+      },
+    },
+    async (request, reply) => {
+      await jobs.endDrain(request.params.appliance);
+      return reply.code(204).send(null);
+    },
   );
   app.delete<OneJob>(
     '/v1/jobs/:job',

@@ -61,6 +61,9 @@ export const keys = {
   allOwing: 'f/',
   appliance: (id: string) => `a/${Buffer.from(id).toString('hex')}`,
   appliances: 'a/',
+  /** An appliance on which nothing new is placed. */
+  draining: (appliance: string) => `e/${Buffer.from(appliance).toString('hex')}`,
+  allDraining: 'e/',
   /** A file of which an earlier state came back. */
   behind: (ino: number) => `s/${hex(ino)}`,
   /** A file whose access parameters have windows. */

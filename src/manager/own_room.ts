@@ -95,7 +95,7 @@ export class OwnRoom {
     const [best] = placement.order(
       appliances
         .up()
-        .filter((one) => !appliances.owesFences(one.id))
+        .filter((one) => appliances.mayPlace(one.id))
         .map((one) => ({ id: one.id, freeBytes: regions.freeBytes(one) })),
     );
     const room = Math.floor((best?.freeBytes ?? 0) / PAGE_BYTES) * PAGE_BYTES;

@@ -21,6 +21,7 @@ import { times } from './limits.js';
 import { Locks } from './locks.js';
 import { keys, type MetadataStore } from './metadata_store.js';
 import { Checker, type CheckerParts } from './moves/checker.js';
+import { Draining, type DrainParts } from './moves/drain.js';
 import { Jobs, type CheckOptions, type JobsParts, type RebuildOptions } from './moves/jobs.js';
 import { Mover, type MoverParts } from './moves/mover.js';
 import { Room, type RoomParts } from './moves/room.js';
@@ -120,7 +121,7 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
-  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, contents, placement, log }, options);
+  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, directories, contents, placement, log }, options);
   await store.transact((tx) => names.ensureRoot(tx));
   await copies.sweep();
   await directories.clean();
@@ -154,12 +155,12 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
 }
 
 function assembleJobs(
-  parts: Omit<MoverParts & RoomParts & CheckerParts & JobsParts, 'room' | 'mover' | 'checker'>,
+  parts: Omit<MoverParts & RoomParts & CheckerParts & DrainParts & JobsParts, 'room' | 'mover' | 'checker' | 'draining'>,
   { rebuild, check }: PartsOptions,
 ): Jobs {
   const room = new Room(parts);
   const mover = new Mover({ ...parts, room });
-  const jobs = new Jobs({ ...parts, mover, checker: new Checker(parts), room }, rebuild, check);
+  const jobs = new Jobs({ ...parts, mover, checker: new Checker(parts), draining: new Draining(parts), room }, rebuild, check);
   parts.copies.onChanged = () => jobs.nudge();
   parts.files.onMissing = () => jobs.nudge(times.rebuildAgainMs);
   return jobs;
@@ -196,6 +197,7 @@ async function listenToAppliances(parts: Parts): Promise<void> {
       parts.jobs.nudge(); // there is room now, or what can be read again
     },
     down: () => tellClients([]),
+    changed: () => tellClients([]),
     restored: async (appliance, before, restored) => {
       const { lost, behind } = await regions.restore(appliance, before, restored);
       if (lost.length > 0)

@@ -42,7 +42,7 @@ export class Provisions {
     const adopted = await this.adopt(client, bytes, only);
     const missing = bytes - sumOf(adopted, (region) => region.freeBytes);
     const made = missing > 0 ? await this.make(client, missing, adopted, only) : [];
-    const regions = [...adopted, ...made];
+    const regions = [...adopted, ...made].filter((region) => this.isStillFit(region));
     if (client.state !== 'live') {
       for (const region of regions) void this.parts.reclaimer.sweep(region);
       throw new ExtmemError('EIO', `client ${client.id} was fenced`);
@@ -51,6 +51,13 @@ export class Provisions {
     // The memory of clients that may be dead: their leases end soon.
     if (only === undefined && (await this.waitForOverdue())) return this.provision(client, bytes);
     throw new ExtmemError('ENOSPC', 'no appliance has memory left; add an appliance, or delete files');
+  }
+
+  /** Its appliance may have begun to be drained meanwhile. */
+  private isStillFit(region: Region): boolean {
+    if (this.parts.appliances.get(region.row.appliance)?.isDraining !== true) return true;
+    void this.parts.reclaimer.sweep(region);
+    return false;
   }
 
   private grants(client: Client, regions: readonly Region[]): RegionGrant[] {
@@ -75,7 +82,7 @@ export class Provisions {
       !region.row.lost &&
       region.freeBytes > 0 &&
       appliances.get(region.row.appliance)?.isUp === true &&
-      !appliances.owesFences(region.row.appliance);
+      appliances.mayPlace(region.row.appliance);
     const adopted: Region[] = [];
     let room = 0;
     await store.transact((tx) => {
@@ -94,7 +101,7 @@ export class Provisions {
   private async make(client: Client, bytes: number, adopted: readonly Region[], only: readonly string[] | undefined): Promise<Region[]> {
     const { regions, appliances, placement } = this.parts;
     const full = new Set<string>();
-    const isFit = (id: string): boolean => only?.includes(id) !== false && !full.has(id) && !appliances.owesFences(id);
+    const isFit = (id: string): boolean => only?.includes(id) !== false && !full.has(id) && appliances.mayPlace(id);
     const made: Region[] = [];
     const order = (): { id: string; freeBytes: number }[] =>
       placement

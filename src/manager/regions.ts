@@ -101,7 +101,7 @@ export class Regions {
 
   /** Room for new regions. */
   freeBytes(appliance: Appliance): number {
-    return appliance.isUp ? Math.max(0, appliance.info.donatedBytes - this.reservedBytes(appliance.id)) : 0;
+    return appliance.isUp && !appliance.isDraining ? Math.max(0, appliance.info.donatedBytes - this.reservedBytes(appliance.id)) : 0;
   }
 
   /** For an appliance that comes (back). */

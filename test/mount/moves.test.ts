@@ -54,8 +54,10 @@ class Workload:
         self.stopping = True
         self.thread.join()
         assert self.failure == '', self.failure
-        assert os.pread(self.fd, len(self.model), 0) == self.model
         os.fsync(self.fd)
+        got = os.pread(self.fd, len(self.model), 0)
+        wrong = [page for page in range(0, len(got), 4096) if got[page:page + 4096] != self.model[page:page + 4096]]
+        assert len(got) == len(self.model) and wrong == [], f'{len(got)} bytes, pages that differ: {wrong[:9]}'
         self.map.close()
         os.close(self.fd)
         return sha(self.model)
@@ -198,4 +200,62 @@ describe('rebuilding', () => {
       await end(path);
     },
   );
+});
+
+describe('draining an appliance', () => {
+  const regionsOn = async (id: string): Promise<number> =>
+    (await get<{ regions: unknown[] }>(`/v1/regions?appliance=${id}`)).regions.length;
+  /** It is empty, is stopped, and comes back. */
+  const replace = async (id: string): Promise<void> => {
+    expect(await regionsOn(id)).toBe(0);
+    await cluster.signal(id, 'SIGTERM');
+    await cluster.startAppliance(id);
+    expect((await cluster.extmem('drain', id, '--undo')).code).toBe(0);
+  };
+
+  test.each(['stripe', 'mirror'])('a file (%s) that is written to all the while, and it can be stopped then', async (layout) => {
+    const path = await begin(layout);
+    const [first = ''] = (await infoOf(path)).appliances;
+    expect(await ask<Job>('drain', first)).toMatchObject({ state: 'done', problems: [], error: '' });
+    expect((await infoOf(path)).appliances).not.toContain(first);
+    await actor.do(`put(${at(path)} + '.new', w.random.randbytes(9_000_000))`);
+    expect((await infoOf(`${path}.new`)).appliances).not.toContain(first);
+    await replace(first);
+    await actor.do(`os.unlink(${at(path)} + '.new')`);
+    await end(path);
+  });
+
+  test('many files, of which the manager has not heard of some, and one that two mounts write to', async () => {
+    const here = quote(cluster.mount('m1').path('many'));
+    await actor.do(`os.mkdir(${here}); shared = os.open(${here} + '/shared', os.O_RDWR | os.O_CREAT)`);
+    await other.do(`shared = os.open(${quote(cluster.mount('m2').path('many/shared'))}, os.O_RDWR)`);
+    await actor.do(`os.mkdir(${here} + '/own'); fds = [os.open(f'{${here}}/own/{n}', os.O_RDWR | os.O_CREAT) for n in range(200)]`);
+    await actor.do(`for n, fd in enumerate(fds): os.write(fd, b'%d ' % n * 5000)`);
+    const drained = ask<Job>('drain', 'a1');
+    for (let round = 0; round < 20; round++) {
+      await actor.do(`os.pwrite(shared, b'm1' * 50_000, ${2 * round} * 100_000)`);
+      await other.do(`os.pwrite(shared, b'm2' * 50_000, ${2 * round + 1} * 100_000)`);
+      await actor.do(`for fd in fds[${round}:${round + 5}]: os.pwrite(fd, b'more', ${round} * 4096 + 100_000)`);
+    }
+    expect(await drained).toMatchObject({ state: 'done', problems: [], error: '' });
+    await replace('a1');
+    await actor.do(`for fd in fds: os.close(fd)`);
+    await other.do(`assert os.pread(shared, 4_000_000, 0) == (b'm1' * 50_000 + b'm2' * 50_000) * 20`);
+    const there = quote(cluster.mount('m2').path('many'));
+    await other.do(`for n in range(200): assert get(f'{${there}}/own/{n}').startswith(b'%d ' % n * 5000), n`);
+    await Promise.all([actor.do(`os.close(shared)`), other.do(`os.close(shared)`)]);
+    await actor.do(`import shutil; shutil.rmtree(${here})`);
+  });
+
+  test('goes on when the manager dies in the middle', async () => {
+    const path = await begin('stripe');
+    const { id } = await ask<Job>('drain', 'a2', '--rate', RATE, '--background');
+    await until('something has moved', async () => (await jobOf(id)).doneBytes > 0);
+    await cluster.signal('manager', 'SIGKILL');
+    await cluster.startManager();
+    await until('it is done', () => hasEnded(id), 30_000);
+    expect(await jobOf(id)).toMatchObject({ state: 'done', problems: [], error: '' });
+    await replace('a2');
+    await end(path);
+  });
 });

@@ -27,6 +27,16 @@ export function migrating(parts: ChoiceParts, { to, from }: { to: string; from?:
   };
 }
 
+/** Whatever is on this appliance. */
+export function draining(parts: ChoiceParts, appliance: string): Choice {
+  return (copies) =>
+    copies.some((copy) => canRead(parts, copy)) ? copies.flatMap((copy, index) => (isOn(parts, copy, appliance) ? [index] : [])) : [];
+}
+
+export function isOn(parts: ChoiceParts, copy: ExtentMember, appliance: string): boolean {
+  return rowOf(parts, copy)?.appliance === appliance;
+}
+
 export function hasBad(parts: ChoiceParts, extents: readonly Extent[]): boolean {
   return eachColumn(extents).some((copies) => copies.length > 1 && copies.some((copy) => isBad(parts, copy)));
 }

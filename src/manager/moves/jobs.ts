@@ -16,13 +16,14 @@ import type { Inode } from '../inode.js';
 import { limits, times } from '../limits.js';
 import { keys, takeNumber, type MetadataStore } from '../metadata_store.js';
 import type { Regions } from '../regions.js';
-import { hasBad, isLeftBad, migrating, rebuilding, whyLeft } from './choices.js';
+import { draining, hasBad, isLeftBad, isOn, migrating, rebuilding, whyLeft } from './choices.js';
 import type { Checker } from './checker.js';
+import type { Draining } from './drain.js';
 import type { Mover } from './mover.js';
 import { bytesMeant, type Choice } from './plan.js';
 import type { Room } from './room.js';
 
-export const JOB_KINDS = ['migrate', 'rebuild', 'check'] as const;
+export const JOB_KINDS = ['migrate', 'rebuild', 'drain', 'check'] as const;
 export type JobKind = (typeof JOB_KINDS)[number];
 export const JOB_STATES = ['waiting', 'running', 'done', 'failed', 'cancelled'] as const;
 export type JobState = (typeof JOB_STATES)[number];
@@ -69,6 +70,7 @@ export interface JobsParts {
   mover: Mover;
   checker: Checker;
   room: Room;
+  draining: Draining;
   log: Logger;
 }
 
@@ -99,6 +101,11 @@ const LONGEST_PAUSE_MS = 200;
 const DAY_MS = 24 * 3600 * 1000;
 /** Whether it is time to check. */
 const LOOK_EVERY_MS = 10 * 60_000;
+/** What is written while an appliance is being emptied may still go there. */
+const DRAIN_ROUNDS = 5;
+/** What has moved is zeroed, and its regions are gone, by then. */
+const EMPTY_MS = 10_000;
+const LOOK_MS = 100;
 
 export class Jobs {
   private readonly jobs = new Map<number, Job>();
@@ -150,7 +157,12 @@ export class Jobs {
     for (const id of [to, from, trust])
       if (id !== undefined && this.parts.appliances.get(id) === undefined)
         throw new ExtmemError('ENOENT', `there is no appliance ${id}; extmem status shows those there are`);
-    const { store } = this.parts;
+    const { store, appliances } = this.parts;
+    if (ask.kind === 'drain' && from !== undefined) {
+      const begun = this.list().find((job) => job.kind === 'drain' && job.from === from && !isEnded(job));
+      if (begun !== undefined) return begun;
+      await appliances.drain(from, true);
+    }
     const places = {
       ...(to === undefined ? {} : { to }),
       ...(from === undefined ? {} : { from }),
@@ -178,6 +190,12 @@ export class Jobs {
     this.cancelled.add(id);
     if (job.state === 'waiting') await this.put({ ...job, state: 'cancelled', endedAt: Date.now() });
     return this.get(id);
+  }
+
+  /** Things may be placed there again; what has moved away stays where it is. */
+  async endDrain(appliance: string): Promise<void> {
+    await this.parts.appliances.drain(appliance, false);
+    for (const job of this.list()) if (job.kind === 'drain' && job.from === appliance && !isEnded(job)) await this.cancel(job.id);
   }
 
   /** Copies may have been lost, or there may be room for those that were: soon, they are made anew. */
@@ -272,10 +290,49 @@ export class Jobs {
   }
 
   private async moveAll(id: number): Promise<void> {
-    const { store, files } = this.parts;
     const job = this.get(id);
     if (job.kind === 'check') return this.checkAll(job);
-    const inos = job.kind === 'rebuild' && job.files.length === 0 ? await this.badFiles() : job.files.map(({ ino }) => ino);
+    if (job.kind === 'drain' && job.from !== undefined) return this.drain(id, job.from);
+    const isAll = job.kind === 'rebuild' && job.files.length === 0;
+    await this.moveFiles(id, isAll ? await this.badFiles() : job.files.map(({ ino }) => ino));
+  }
+
+  private async drain(id: number, appliance: string): Promise<void> {
+    const { log, appliances, draining } = this.parts;
+    for (let round = 1; round <= DRAIN_ROUNDS && !this.isStopped && !this.cancelled.has(id); round++) {
+      if (appliances.get(appliance)?.isUp !== true)
+        throw new ExtmemError(
+          'EIO',
+          `${appliance} is down: it is drained when it is up; if what it held is lost, extmem rebuild makes copies anew`,
+        );
+      try {
+        await draining.vacate(appliance);
+      } catch (error) {
+        if (round === DRAIN_ROUNDS) throw error;
+        log.warn({ job: id, appliance, why: messageOf(error) }, 'what clients have there could not be had back yet; it is tried again');
+        await sleep(REST_MS);
+        continue;
+      }
+      await this.moveFiles(id, draining.filesOn(appliance));
+      if (this.get(id).problems.length > 0 || (await this.isEmpty(appliance))) return;
+    }
+    const left = draining.regionsOn(appliance).length;
+    if (left > 0 && !this.cancelled.has(id))
+      throw new ExtmemError('EBUSY', `${left} regions of ${appliance} are still in use; drain it again`);
+  }
+
+  private async isEmpty(appliance: string): Promise<boolean> {
+    const until = Date.now() + EMPTY_MS;
+    while (!this.isStopped && Date.now() < until) {
+      if (this.parts.draining.regionsOn(appliance).length === 0) return true;
+      await sleep(LOOK_MS);
+    }
+    return false;
+  }
+
+  private async moveFiles(id: number, inos: readonly number[]): Promise<void> {
+    const { store, files } = this.parts;
+    const job = this.get(id);
     const choose = this.choiceFor(job);
     let left = 0;
     for (const [index, ino] of inos.entries()) {
@@ -360,13 +417,15 @@ export class Jobs {
 
   private choiceFor({ kind, to, from }: Job): Choice {
     if (kind === 'migrate' && to !== undefined) return migrating(this.parts, { to, from });
+    if (kind === 'drain' && from !== undefined) return draining(this.parts, from);
     return rebuilding(this.parts);
   }
 
-  private whyLeft({ kind, to }: Job, ino: number): string | undefined {
+  private whyLeft({ kind, to, from = '' }: Job, ino: number): string | undefined {
     const { store, files } = this.parts;
     const extents = files.extents(store, ino);
     if (kind === 'rebuild') return whyLeft(this.parts, extents, isLeftBad(this.parts));
+    if (kind === 'drain') return whyLeft(this.parts, extents, (copies) => copies.some((copy) => isOn(this.parts, copy, from)));
     const isThere = (region: number): boolean => this.parts.regions.get(region)?.row.appliance === to;
     return whyLeft(this.parts, extents, (copies) => !copies.some(({ region, missing }) => missing === undefined && isThere(region)));
   }

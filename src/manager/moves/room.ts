@@ -36,8 +36,6 @@ export interface RoomParts {
 export interface Target {
   /** This appliance and no other. */
   to?: string | undefined;
-  /** Which may not have it. */
-  isBarred?: (appliance: string) => boolean;
   /** Bytes that are yet to be moved, as far as is known: how large regions are made. */
   expectedBytes: number;
 }
@@ -155,9 +153,9 @@ export class Room {
       .sort((a, b) => rank(b) - rank(a));
   }
 
-  private isUsable({ id, info }: Appliance, inode: Inode, { to, isBarred }: Target): boolean {
+  private isUsable({ id, info }: Appliance, inode: Inode, { to }: Target): boolean {
     if (to !== undefined && id !== to) return false;
-    if (isBarred?.(id) === true || this.parts.appliances.owesFences(id)) return false;
+    if (!this.parts.appliances.mayPlace(id)) return false;
     return inode.durability !== 'persisted' || info.store !== undefined;
   }
 

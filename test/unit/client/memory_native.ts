@@ -70,6 +70,7 @@ export class MemoryNative implements NativeMount {
   loseRegions(regions: number[]): void {
     for (const region of regions) this.regions.delete(region);
   }
+  removeProvision(): void {}
   addProvision(region: number, used: [number, number][]): void {
     const next = used.reduce((end, [offset, length]) => Math.max(end, offset + length), 0);
     this.provisions.set(region, { next, bytes: this.regions.get(region)?.bytes ?? 0 });

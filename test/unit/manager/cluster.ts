@@ -338,6 +338,7 @@ export class TestClient {
       pauseWriters: () => ({}),
       yieldEnd: () => ({ unclean: false }),
       access: () => ({}),
+      retire: () => ({}),
       freed: () => ({}),
       appliances: () => ({}),
     };
@@ -360,6 +361,7 @@ export class TestClient {
       pauseWriters: dispatch('pauseWriters'),
       yieldEnd: dispatch('yieldEnd'),
       access: dispatch('access'),
+      retire: dispatch('retire'),
       freed: dispatch('freed'),
       appliances: dispatch('appliances'),
     };

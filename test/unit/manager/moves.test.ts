@@ -196,6 +196,43 @@ describe('a job', () => {
     expect((await cluster.http('DELETE', '/v1/jobs/77')).status).toBe(404);
   });
 
+  test('empties an appliance: clients carve no more there, what they wrote is known, and nothing new is placed there', async () => {
+    await make('f', 2);
+    const written = await a.openNew('g');
+    const carved = { region: regionOn('one'), offset: 8 * PAGE };
+    const record = changed(written, { extents: [{ fileOffset: 0, length: PAGE, unit: PAGE, members: [carved] }], size: PAGE });
+    const order: string[] = [];
+    a.override.retire = ({ regions }) => (order.push(`retire ${regions.join(' ')}`), {});
+    a.override.recall = ({ ino }) => (order.push(`recall ${ino}`), { open: 'write', record });
+    const id = await begin({ kind: 'drain', appliance: 'one' });
+    expect(await end(id)).toMatchObject({ state: 'done', problems: [], doneBytes: 2 * PAGE });
+    expect(order).toEqual([`retire ${regionOn('one')}`, `recall ${written.attr.ino}`, ...order.slice(2)]);
+    expect([(await placesOf('f')).sort(), appliances.one.regions.size]).toEqual([['three', 'two'], 0]);
+    expect(await placesOf('g')).not.toContain('one');
+    const places = async (): Promise<string[]> => (await b.provision(64 * MIB)).map(({ appliance }) => appliance);
+    expect(await places()).not.toContain('one');
+    const { body } = await cluster.http('GET', '/v1/appliances');
+    expect(body['appliances']).toContainEqual(expect.objectContaining({ id: 'one', draining: true, reservedBytes: 0 }));
+    await cluster.restartManager();
+    await Promise.all([...Object.values(appliances).map((one) => one.connect()), a.connect(true), b.connect(true)]);
+    expect(await places()).not.toContain('one');
+    expect((await cluster.http('DELETE', '/v1/appliances/one/drain')).status).toBe(204);
+    expect((await b.ask('provision', { bytes: MIB, appliances: ['one'] })).regions.length).toBeGreaterThan(0);
+  });
+
+  test('what cannot leave an appliance is listed, and stays', async () => {
+    await make('f', 2);
+    appliances.three.session.terminate('killed');
+    await until('it is down', async () => {
+      const { body } = await cluster.http('GET', '/v1/appliances');
+      return (body['appliances'] as { state: string }[]).some(({ state }) => state === 'down');
+    });
+    const job = await end(await begin({ kind: 'drain', appliance: 'one' }));
+    expect(job).toMatchObject({ state: 'failed', doneBytes: 0 });
+    expect(job.problems.map(({ why }) => why)).toEqual([expect.stringContaining('no appliance that is up')]);
+    expect(await placesOf('f')).toEqual(['one', 'two']);
+  });
+
   test('goes on in the next life of the manager, which zeroes what the last one had begun', async () => {
     await make('f', 1);
     let asked = false;
