@@ -53,6 +53,7 @@ describe('commands', () => {
       'rebuild',
       'regions',
       'doctor',
+      'check',
       'drain',
       'evict',
       'watch',
