@@ -149,15 +149,16 @@ export class Contents {
 
   /** In the file's turn: nobody writes to it while `change` runs, and all that was written is with the appliances. Who has it open goes
    *  on by what tellMoved() says, or where it was if `change` fails. */
-  async whileStill<T>(ino: number, change: () => Promise<T>): Promise<T> {
-    await this.settleWriters(ino);
+  async whileStill<T>(ino: number, change: () => Promise<T>, { gently = false } = {}): Promise<T> {
+    await this.settleWriters(ino, gently);
     return this.whilePaused(ino, change);
   }
 
-  /** In the file's turn: all who have it open are there, and have written back. Nobody waits for this so much that a mount would be
-   *  fenced for it. Throws EBUSY. */
-  async settleWriters(ino: number): Promise<void> {
+  /** In the file's turn: whoever has it open has written back. gently: nobody has asked for this, and no mount that is away is fenced
+   *  for it. Throws EBUSY. */
+  async settleWriters(ino: number, gently: boolean): Promise<void> {
     const { delegations, clients } = this.parts;
+    if (!gently) return delegations.recall(ino, undefined, 'writers');
     for (const holder of delegations.holders(ino)) {
       const client = clients.get(holder.client);
       const isThere = client?.isConnected === true && (holder.row.mode !== 'write' || (await delegations.tryRecall(ino, holder)));

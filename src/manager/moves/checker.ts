@@ -40,6 +40,12 @@ export interface Checked {
   findings: string[];
 }
 
+interface How {
+  /** An appliance whose copies are right. */
+  trust?: string;
+  automatic: boolean;
+}
+
 interface Column {
   part: Extent;
   index: number;
@@ -60,44 +66,48 @@ interface Finding {
 export class Checker {
   constructor(private readonly parts: CheckerParts) {}
 
-  /** From byte `from` of a file. trust: an appliance whose copies are right. Throws EIO, ETIMEDOUT: it cannot be told. */
-  async checkStretch(ino: number, from: number, trust: string | undefined): Promise<Checked> {
+  /** From byte `from` of a file. Throws EIO, ETIMEDOUT, EBUSY: it cannot be told. */
+  async checkStretch(ino: number, from: number, how: How): Promise<Checked> {
     const { store, files, delegations } = this.parts;
     if (store.get<Inode>(keys.inode(ino))?.kind !== 'file') return { next: undefined, bytes: 0, findings: [] };
     const part = partAt(files.extents(store, ino), from);
     if (part === undefined) return { next: undefined, bytes: 0, findings: [] };
     const next = part.fileOffset + part.length;
     const columns = this.columnsIn(part);
-    const isSame = await this.differences(columns, trust).then(
+    const isSame = await this.differences(columns, how).then(
       (found) => found.length === 0,
       (error: unknown) => {
         if (error instanceof ExtmemError) return false; // moved meanwhile, perhaps
         throw error;
       },
     );
-    const findings = isSame ? [] : await delegations.turns.run(ino, () => this.checkStill(ino, part, trust));
+    const findings = isSame ? [] : await delegations.turns.run(ino, () => this.checkStill(ino, part, how));
     return { next, bytes: columns.length === 0 ? 0 : part.length, findings: [...this.unreadable(part), ...findings.map(describe)] };
   }
 
   /** In the file's turn. */
-  private async checkStill(ino: number, planned: Extent, trust: string | undefined): Promise<Finding[]> {
+  private async checkStill(ino: number, planned: Extent, how: How): Promise<Finding[]> {
     const { store, files, contents, copies, delegations } = this.parts;
     if (store.get<Inode>(keys.inode(ino))?.kind !== 'file') return [];
     try {
-      return await contents.whileStill(ino, async () => {
-        const findings: Finding[] = [];
-        for (let from = planned.fileOffset; ;) {
-          const part = partAt(files.extents(store, ino), from);
-          if (part === undefined || part.fileOffset >= planned.fileOffset + planned.length) break;
-          findings.push(...(await this.differences(this.columnsIn(part), trust)));
-          from = part.fileOffset + part.length;
-        }
-        const places = findings.flatMap((finding) => finding.places);
-        if (places.length > 0) await copies.dropPlaces(ino, places);
-        const dropped = { offset: planned.fileOffset, length: places.length > 0 ? planned.length : 0 };
-        await contents.tellMoved(findFile(store, ino), dropped); // by which writers go on
-        return findings;
-      });
+      return await contents.whileStill(
+        ino,
+        async () => {
+          const findings: Finding[] = [];
+          for (let from = planned.fileOffset; ;) {
+            const part = partAt(files.extents(store, ino), from);
+            if (part === undefined || part.fileOffset >= planned.fileOffset + planned.length) break;
+            findings.push(...(await this.differences(this.columnsIn(part), how)));
+            from = part.fileOffset + part.length;
+          }
+          const places = findings.flatMap((finding) => finding.places);
+          if (places.length > 0) await copies.dropPlaces(ino, places);
+          const dropped = { offset: planned.fileOffset, length: places.length > 0 ? planned.length : 0 };
+          await contents.tellMoved(findFile(store, ino), dropped); // by which writers go on
+          return findings;
+        },
+        { gently: how.automatic },
+      );
     } finally {
       delegations.rebalance(ino);
     }
@@ -118,7 +128,7 @@ export class Checker {
     return [...new Set(away)].map((id) => `the copy on ${id} cannot be read: it is down`);
   }
 
-  private async differences(columns: readonly Column[], trust: string | undefined): Promise<Finding[]> {
+  private async differences(columns: readonly Column[], { trust }: How): Promise<Finding[]> {
     const sums = await this.sumsOf(columns);
     return columns.flatMap((column, at) =>
       compare(sums[at] ?? [], column.bytes).map(({ offset, length, wrong: fewer }) => {

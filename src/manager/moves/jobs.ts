@@ -362,7 +362,7 @@ export class Jobs {
       const began = performance.now();
       const from: number = next;
       try {
-        const checked = await checker.checkStretch(ino, from, this.get(id).trust);
+        const checked = await checker.checkStretch(ino, from, this.get(id));
         for (const finding of checked.findings) this.noteProblem(id, ino, finding);
         next = checked.next;
         const job = this.get(id);
@@ -383,7 +383,7 @@ export class Jobs {
       const began = performance.now();
       try {
         const expectedBytes = Math.max(0, job.totalBytes - job.doneBytes);
-        const bytes = await mover.moveStretch(ino, { choose, to: job.to, expectedBytes });
+        const bytes = await mover.moveStretch(ino, { choose, to: job.to, expectedBytes, gently: job.automatic });
         if (bytes === 0) return this.whyLeft(job, ino);
         await this.note({ ...job, doneBytes: job.doneBytes + bytes, totalBytes: Math.max(job.totalBytes, job.doneBytes + bytes) });
         tries = 1;

@@ -41,6 +41,8 @@ export interface MoverParts {
 
 export interface Order extends Target {
   choose: Choice;
+  /** Nobody has asked for it: no mount that is away is fenced for it. */
+  gently: boolean;
 }
 
 type CopyAsk = Ask<typeof appliancePushes, 'copy'>;
@@ -63,7 +65,7 @@ export class Mover {
   constructor(private readonly parts: MoverParts) {}
 
   /** Moves what comes next of a file; answers how many bytes, 0: nothing is left to be moved. Throws ENOSPC, EDOMAIN; EBUSY: a mount
-   *  that has it open is away; EIO, ETIMEDOUT, ECANCELED when it could not be copied: then all is as it was. */
+   *  that has it open is away (gently); EIO, ETIMEDOUT, ECANCELED when it could not be copied: then all is as it was. */
   async moveStretch(ino: number, order: Order): Promise<number> {
     let limitBytes = limits.stretchBytes;
     for (let attempt = 1; ; attempt++) {
@@ -91,12 +93,12 @@ export class Mover {
       const plan = (): Slot[] => planStretch(files.extents(store, ino), order.choose, limitBytes);
       try {
         if (plan().length === 0 && !delegations.hasWriter(ino, undefined)) return 0;
-        await contents.settleWriters(ino); // where they have written since their last commit is not known here
+        await contents.settleWriters(ino, order.gently); // where they have written since their last commit is not known here
         const slots = plan();
         if (slots.length === 0) return 0;
         const carved = await store.transact((tx) => room.carve(tx, findFile(tx, ino), slots, order));
         if (!('ticket' in carved)) return carved;
-        await this.moveCarved(ino, carved);
+        await this.moveCarved(ino, carved, order);
         return slots.reduce((sum, { bytes, meant }) => sum + bytes * meant.length, 0);
       } finally {
         delegations.rebalance(ino);
@@ -104,23 +106,27 @@ export class Mover {
     });
   }
 
-  private async moveCarved(ino: number, { moved, ticket }: Carved): Promise<void> {
+  private async moveCarved(ino: number, { moved, ticket }: Carved, how: { gently: boolean }): Promise<void> {
     const { store, files, reclaimer, interest, contents } = this.parts;
     const lives = this.livesOf(ticket.pieces);
     let isMoved = false;
     try {
-      await contents.whileStill(ino, async () => {
-        await this.copy(ino, moved);
-        const { inode, tickets } = await store.transact((tx) => {
-          this.checkThere(lives);
-          const inode = files.move(tx, findFile(tx, ino), replaceSlots(files.extents(tx, ino), moved));
-          reclaimer.keep(tx, ticket);
-          return { inode, tickets: reclaimer.ticketsOf(tx) };
-        });
-        isMoved = true;
-        await Promise.all([contents.tellMoved(inode), interest.tell(undefined, { entries: [], attributes: [attrOf(inode)] })]);
-        reclaimer.start(tickets);
-      });
+      await contents.whileStill(
+        ino,
+        async () => {
+          await this.copy(ino, moved);
+          const { inode, tickets } = await store.transact((tx) => {
+            this.checkThere(lives);
+            const inode = files.move(tx, findFile(tx, ino), replaceSlots(files.extents(tx, ino), moved));
+            reclaimer.keep(tx, ticket);
+            return { inode, tickets: reclaimer.ticketsOf(tx) };
+          });
+          isMoved = true;
+          await Promise.all([contents.tellMoved(inode), interest.tell(undefined, { entries: [], attributes: [attrOf(inode)] })]);
+          reclaimer.start(tickets);
+        },
+        how,
+      );
     } finally {
       if (!isMoved) reclaimer.start([ticket]);
     }
