@@ -15,7 +15,7 @@ const HELP = `Usage: npm run test:chaos -- [--seed N] [--schedules N] [--faults 
   --seed N        the first schedule's seed; the others' follow (default: fresh, and printed)
   --schedules N   clusters, one after the other (default 1)
   --faults N      how many things go wrong in each (default 3). Only the last may cost copies: those that
-                  were lost are not made anew by themselves yet
+                  were lost are made anew by themselves, but not at once
   --layout NAME   what the files are kept in (default mirror)
 
 Example: npm run test:chaos -- --seed 42 --faults 20
