@@ -335,16 +335,17 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
     return object;
   }
 
-  /// Runs on a thread for what waits for a disk; what it answers is why it failed, or nothing.
-  Napi::Value run_job(Napi::Env env, const std::unique_ptr<JobThread>& thread,
-                      std::function<std::string(region::RegionServer&)> job) {
+  /// Runs on a thread for what waits for a disk; what it answers is why it failed, or nothing: then `result` is told.
+  Napi::Value run_job(
+      Napi::Env env, const std::unique_ptr<JobThread>& thread, std::function<std::string(region::RegionServer&)> job,
+      std::function<Napi::Value(Napi::Env)> result = [](Napi::Env env) { return env.Undefined(); }) {
     auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
     auto& server = this->server(env);
-    thread->run([this, &server, job = std::move(job), deferred] {
+    thread->run([this, &server, job = std::move(job), result = std::move(result), deferred] {
       std::string error = job(server);
-      main_thread_.run([deferred, error](Napi::Env env) {
+      main_thread_.run([deferred, error, result](Napi::Env env) {
         if (error.empty())
-          deferred->Resolve(env.Undefined());
+          deferred->Resolve(result(env));
         else
           deferred->Reject(coded_error(env, "ESTORE", error).Value());
       });
@@ -367,9 +368,20 @@ class RegionServer final : public Napi::ObjectWrap<RegionServer> {
   }
 
   Napi::Value persist(const Napi::CallbackInfo& info) {
-    return run_job(info.Env(), persisting_, [this, pieces = pieces_of(info[0])](auto& server) {
-      return server.persist(pieces, [this](auto& progress) { tell_progress(progress); });
-    });
+    const bool free = info[1].ToBoolean();
+    auto freed = std::make_shared<region::RegionServer::Freed>();
+    return run_job(
+        info.Env(), persisting_,
+        [this, pieces = pieces_of(info[0]), free, freed](auto& server) {
+          return server.persist(pieces, free ? freed.get() : nullptr,
+                                [this](auto& progress) { tell_progress(progress); });
+        },
+        [freed](Napi::Env env) {
+          Napi::Object object = Napi::Object::New(env);
+          object.Set("freedBytes", from_u64(env, freed->freed_bytes));
+          object.Set("heldBytes", from_u64(env, freed->held_bytes));
+          return object;
+        });
   }
   Napi::Value persist_in_background(const Napi::CallbackInfo& info) {
     return run_job(info.Env(), background_, [](auto& server) { return server.persist_in_background(); });

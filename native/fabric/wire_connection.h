@@ -83,7 +83,7 @@ class WireConnection : public ReadyHandler, public Poller {
     Status refusal = Status::ok;
     uint32_t grant = 0;  // Region::grant when it was asked for
     // Of the shm transport:
-    bool socket_only = false;
+    uint64_t socket_until_ns = 0;  // no descriptor is asked for before
     bool fetching = false;
     OperationList parked;      // until the descriptor is there
     OperationList populating;  // until their ranges have memory; asked for and answered in this order

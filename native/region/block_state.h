@@ -1,18 +1,20 @@
 // What the keeper must know of a region's blocks (64 KiB each) where there is a backing store: which were changed since
-// they were last persisted, which are still only in the store, and which pages of them could not be read there.
+// they were last persisted, which are only in the store, and which pages of them are damaged there.
 //
-// Any thread, without a lock but for the damaged pages, of which there are hardly ever any. A writer marks before it
-// writes; whoever takes the marks (Region::begin_persist) does so while nobody writes.
+// Any thread, without a lock but for what is damaged or could not be brought, of which there is hardly ever any. A
+// writer marks before it writes; whoever takes the marks (Region::begin_persist) does so while nobody writes.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/protocol.h"
 #include "store/format.h"
 
@@ -23,7 +25,7 @@ class BlockState {
   static constexpr uint64_t kBytes = store::kBlockBytes;
   static constexpr uint64_t kPages = kBytes / protocol::kPageBytes;
   static constexpr uint64_t kPerChunk = protocol::kLendBytes / kBytes;
-  enum class Presence : uint8_t { here, absent, damaged };
+  enum class Presence : uint8_t { here, absent, damaged, failed };
 
   explicit BlockState(uint64_t bytes) : blocks_((bytes + kBytes - 1) / kBytes), changed_(blocks_), absent_(blocks_) {}
 
@@ -39,7 +41,7 @@ class BlockState {
     changed_.take(first, std::min(end, blocks_), into);
   }
 
-  /// Before anybody else knows the region.
+  /// Before anybody else knows the region, or while nobody uses it.
   void make_absent(uint64_t block) {
     if (absent_.set(block)) absent_count_.fetch_add(1);
   }
@@ -47,9 +49,17 @@ class BlockState {
   uint64_t absent_count() const { return absent_count_.load(); }
   void make_present(uint64_t block) {
     if (absent_.clear(block)) absent_count_.fetch_sub(1);
+    take_failed(block);
   }
   /// Everything is here, and good.
   bool settled() const { return absent_count_.load() == 0 && damaged_count_.load() == 0; }
+
+  /// An absent block could not be brought: who asks for it next is told so, and after that it is tried again.
+  void note_failed(uint64_t block) {
+    std::lock_guard guard(damaged_lock_);
+    failed_[block] = monotonic_ns();
+    failed_count_.store(failed_.size());
+  }
 
   void mark_damaged(uint64_t block) {
     std::lock_guard guard(damaged_lock_);
@@ -73,10 +83,10 @@ class BlockState {
     damaged_count_.store(damaged_.size());
   }
   /// Of a range that is read, or replaced: then only pages that it covers in part matter. `block`: the absent one.
-  Presence presence(uint64_t offset, uint64_t bytes, bool replaces, uint64_t& block) const {
+  Presence presence(uint64_t offset, uint64_t bytes, bool replaces, uint64_t& block) {
     if (settled() || bytes == 0) return Presence::here;
     for (block = offset / kBytes; block <= (offset + bytes - 1) / kBytes; ++block) {
-      if (absent(block)) return Presence::absent;
+      if (absent(block)) return take_failed(block) ? Presence::failed : Presence::absent;
     }
     return damaged_count_.load() > 0 && meets_damage(offset, bytes, replaces) ? Presence::damaged : Presence::here;
   }
@@ -112,6 +122,18 @@ class BlockState {
     std::unique_ptr<std::atomic<uint64_t>[]> words_;
   };
 
+  /// Of long ago, it was noted for somebody who asks no more.
+  bool take_failed(uint64_t block) {
+    if (failed_count_.load() == 0) return false;
+    std::lock_guard guard(damaged_lock_);
+    const auto failed = failed_.find(block);
+    if (failed == failed_.end()) return false;
+    const bool is_recent = monotonic_ns() - failed->second < kFailedNs;
+    failed_.erase(failed);
+    failed_count_.store(failed_.size());
+    return is_recent;
+  }
+
   bool meets_damage(uint64_t offset, uint64_t bytes, bool replaces) const {
     std::lock_guard guard(damaged_lock_);
     const uint64_t end = offset + bytes;
@@ -123,11 +145,14 @@ class BlockState {
     return false;
   }
 
+  static constexpr uint64_t kFailedNs = 1'000'000'000;
+
   const uint64_t blocks_;
   Bits changed_, absent_;
-  std::atomic<uint64_t> absent_count_{0}, damaged_count_{0};
+  std::atomic<uint64_t> absent_count_{0}, damaged_count_{0}, failed_count_{0};
   mutable std::mutex damaged_lock_;
-  std::set<uint64_t> damaged_;  // pages
+  std::set<uint64_t> damaged_;           // pages
+  std::map<uint64_t, uint64_t> failed_;  // blocks, and when
 };
 
 }  // namespace extmem::region

@@ -64,19 +64,23 @@ std::vector<RestoredRegion> Keeper::restore() {
          block = store_->next_stored(info.region, block + 1, blocks)) {
       region->blocks()->make_absent(block);
     }
-    region->on_absent = [this](Region& asked, uint64_t block) {
-      std::lock_guard guard(wanted_lock_);
-      if (wanted_.size() >= kMaxWanted) return;  // who waits asks again
-      const auto same = [&](auto& one) { return one.second == block && one.first.lock().get() == &asked; };
-      if (std::any_of(wanted_.begin(), wanted_.end(), same)) return;
-      wanted_.emplace_back(asked.weak_from_this(), block);
-      wanted_changed_.notify_one();
-    };
+    answer_for(*region);
     restore_records(*region);
     regions_.insert(region);
     result.push_back({.region = info.region, .bytes = info.bytes, .exact = info.exact});
   }
   return result;
+}
+
+void Keeper::answer_for(Region& region) {
+  region.on_absent = [this](Region& asked, uint64_t block) {
+    std::lock_guard guard(wanted_lock_);
+    if (wanted_.size() >= kMaxWanted) return;  // who waits asks again
+    const auto same = [&](auto& one) { return one.second == block && one.first.lock().get() == &asked; };
+    if (std::any_of(wanted_.begin(), wanted_.end(), same)) return;
+    wanted_.emplace_back(asked.weak_from_this(), block);
+    wanted_changed_.notify_one();
+  };
 }
 
 void Keeper::restore_records(Region& region) {
@@ -129,7 +133,8 @@ void Keeper::bring_home() {
         stretch = take_stretch();
       }
     }
-    if (auto region = wanted.first.lock()) load(*region, wanted.second);
+    if (auto region = wanted.first.lock(); region && load(*region, wanted.second) != Status::ok)
+      region->blocks()->note_failed(wanted.second);
     if (!stretch.region) continue;
     store_->start_reading(stretch.region->id(), stretch.soon_first, stretch.soon_end);
     for (uint64_t block = stretch.first; block < stretch.end; ++block) load(*stretch.region, block);
@@ -149,20 +154,26 @@ Keeper::Stretch Keeper::take_stretch() {
   return stretch;
 }
 
-void Keeper::load(Region& region, uint64_t block) {
-  if (!region.blocks()->absent(block)) return;
-  std::array<uint8_t, BlockState::kBytes> data;
-  if (store_->read(region.id(), block, data).ok()) return region.fill(block, data);
-  unreadable_.fetch_add(1);
-  region.blocks()->mark_damaged(block);
-  region.blocks()->make_present(block);
+/// ok: it is here, be it damaged.
+Status Keeper::load(Region& region, uint64_t block) {
+  while (region.blocks()->absent(block)) {
+    const uint64_t drops = region.drops();
+    std::array<uint8_t, BlockState::kBytes> data;
+    const Verdict verdict = store_->read(region.id(), block, data);
+    if (!verdict.ok() && verdict.code != Code::damaged) return Status::not_present;
+    const auto found = verdict.ok() ? std::span<const uint8_t>(data) : std::span<const uint8_t>();
+    if (const auto filled = region.fill(block, found, drops)) return *filled;
+  }
+  return Status::ok;
 }
 
-void Keeper::bring_edges(Region& region, uint64_t offset, uint64_t bytes) {
-  if (bytes == 0 || region.blocks() == nullptr) return;
+Status Keeper::bring_edges(Region& region, uint64_t offset, uint64_t bytes) {
+  if (bytes == 0 || region.blocks() == nullptr) return Status::ok;
   for (uint64_t block : {offset / BlockState::kBytes, (offset + bytes - 1) / BlockState::kBytes}) {
-    if (block < region.blocks()->blocks()) load(region, block);
+    if (block >= region.blocks()->blocks()) continue;
+    if (const Status status = load(region, block); status != Status::ok) return status;
   }
+  return Status::ok;
 }
 
 // ---- going out
@@ -199,27 +210,43 @@ class Keeper::Asked {
 };
 
 Verdict Keeper::persist(const Job& job, const std::function<void(const Progress&)>& tell) {
-  if (!job.background) asked_.fetch_add(1);  // before the lock: whoever has it gives way
+  if (!job.background) asked_.fetch_add(1);  // before the locks: whoever has them gives way
+  const auto awaited = job.background ? std::unique_lock<std::mutex>() : std::unique_lock<std::mutex>(awaited_lock_);
   Pass pass{.guard = std::unique_lock(jobs_lock_), .job = job, .tell = tell};
   const Asked asked(*this, job.background);
   const uint64_t began = monotonic_ns(), before = persisted_bytes_.load();
   pass.paced_bytes = before;
   pass.committed_ns = began;
-  const auto chosen = choose(job);
-  for (auto& [region, ranges] : chosen) pass.progress.total_bytes += region->resident_bytes();
-  for (auto& [region, ranges] : chosen) {
-    if (Verdict verdict = persist_region(*region, ranges, pass); !verdict.ok()) return verdict;
+  const Chosen chosen = choose(job);
+  for (const Meant& meant : chosen) pass.progress.total_bytes += meant.region->resident_bytes();
+  for (const Meant& meant : chosen) {
+    if (Verdict verdict = persist_region(meant, pass); !verdict.ok()) return verdict;
   }
   if (job.ending != 0) store_->set_life(job.ending);
   Verdict verdict = store_->commit();
+  if (job.freed != nullptr && verdict.ok()) give_memory_back(chosen, pass);
   // Small ones tell how long a barrier takes, not how long all would.
   if (const uint64_t put = persisted_bytes_.load() - before; put >= (uint64_t{16} << 20))
     persist_ns_.store((monotonic_ns() - began - pass.rested_ns) * (uint64_t{1} << 20) / put);
   return verdict;
 }
 
+/// In order, those made one that meet in a group of so many blocks.
+Keeper::Ranges Keeper::merge(Ranges ranges, uint64_t group) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges merged;
+  for (const auto& range : ranges) {
+    if (merged.empty() || (merged.back().second - 1) / group < range.first / group) {
+      merged.push_back(range);
+    } else {
+      merged.back().second = std::max(merged.back().second, range.second);
+    }
+  }
+  return merged;
+}
+
 /// The regions that are meant, and of each which blocks.
-std::vector<std::pair<std::shared_ptr<Region>, Keeper::Ranges>> Keeper::choose(const Job& job) const {
+Keeper::Chosen Keeper::choose(const Job& job) const {
   std::map<uint64_t, Ranges> meant;
   for (const Piece& piece : job.pieces) {
     const uint64_t end = piece.offset + std::min(piece.bytes, UINT64_MAX - piece.offset - BlockState::kBytes);
@@ -227,20 +254,26 @@ std::vector<std::pair<std::shared_ptr<Region>, Keeper::Ranges>> Keeper::choose(c
       meant[piece.region].push_back(
           {piece.offset / BlockState::kBytes, (end + BlockState::kBytes - 1) / BlockState::kBytes});
   }
-  std::vector<std::pair<std::shared_ptr<Region>, Ranges>> chosen;
+  Chosen chosen;
   for (auto& region : regions_.all()) {
     if (region->blocks() == nullptr) continue;
     const auto ranges = meant.find(region->id());
     if (job.pieces.empty())
-      chosen.emplace_back(region, Ranges{{0, UINT64_MAX}});
+      chosen.push_back({.region = region, .ranges = {{0, UINT64_MAX}}});
     else if (ranges != meant.end())
-      chosen.emplace_back(region, std::move(ranges->second));
+      chosen.push_back({.region = region, .ranges = merge(std::move(ranges->second), 1)});
+    else
+      continue;
+    if (job.freed != nullptr) chosen.back().given = region->unshared();
   }
   return chosen;
 }
 
-Verdict Keeper::persist_region(Region& region, const Ranges& ranges, Pass& pass) {
-  for (const auto& [first, end] : ranges) {
+Verdict Keeper::persist_region(const Meant& meant, Pass& pass) {
+  Region& region = *meant.region;
+  pass.is_exact = pass.job.ending != 0 || meant.given;
+  // Where clients write by themselves, whole chunks are looked at: each once.
+  for (const auto& [first, end] : region.unseen() ? merge(meant.ranges, BlockState::kPerChunk) : meant.ranges) {
     if (Verdict verdict = persist_range(region, first, end, pass); !verdict.ok()) return verdict;
     if (pass.halt == Halt::gone || !is_stored(region.id())) return {};
   }
@@ -304,7 +337,6 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     return flush(region, run);
   }
   // Whoever writes the memory itself marks the chunk, and in it everything that has memory, or had some, is looked at.
-  // For the last time, when what is stored is to be all there is, nobody's marks are believed.
   const uint64_t blocks = region.blocks()->blocks();
   auto put_between = [&](uint64_t block, uint64_t end) {
     for (Verdict verdict; block < end; ++block) {
@@ -315,8 +347,8 @@ Verdict Keeper::put_blocks(Region& region, const Region::Changes& changes, Pass&
     return Verdict{};
   };
   Verdict verdict;
-  if (pass.job.ending != 0) {
-    verdict = put_between(0, blocks);
+  if (pass.is_exact) {
+    verdict = put_between(changes.first, changes.end);
   } else {
     for (size_t index = 0; index < changes.chunks.size() && verdict.ok() && pass.halt == Halt::no; ++index) {
       const uint64_t first = changes.chunks[index] * BlockState::kPerChunk;

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -36,11 +37,15 @@ class Keeper {
   };
   using Piece = RegionServer::Piece;
   using Progress = RegionServer::PersistProgress;
+  using Freed = RegionServer::Freed;
   struct Job {
     std::vector<Piece> pieces{};  ///< none: everything
     /// Of this incarnation nobody writes any more and nobody will (else 0): what is stored is then known to be exact.
     uint64_t ending = 0;
     bool background = false;  ///< nobody waits for it
+    /// Not null: what is meant gives its memory back once it is in the store, but for blocks that are written meanwhile
+    /// and regions that clients hold the memory of. Until all of a region is home again, it is served by messages.
+    Freed* freed = nullptr;
   };
 
   static std::unique_ptr<Keeper> open(const Options& options, RegionTable& regions, MemoryAccount& account,
@@ -49,6 +54,8 @@ class Keeper {
 
   /// What regions have come back. Before anybody is served.
   std::vector<RestoredRegion> restore();
+  /// What is absent of that region is asked of this keeper. Before anybody else knows it.
+  void answer_for(Region& region);
   /// Begins to bring blocks home.
   void start();
   void stop();
@@ -62,8 +69,8 @@ class Keeper {
   /// What was punched of regions that are in the store is punched there too, durably.
   store::Verdict settle_freed(const std::vector<Piece>& pieces);
   store::Verdict remove(const std::vector<uint64_t>& regions);
-  /// Before a range of it is punched: the blocks that this touches in part are here.
-  void bring_edges(Region& region, uint64_t offset, uint64_t bytes);
+  /// Before a range of it is punched: the blocks that this touches in part are here, if it answers ok.
+  Status bring_edges(Region& region, uint64_t offset, uint64_t bytes);
   /// From now on what is stored falls behind what is acknowledged; durable.
   store::Verdict begin_serving();
 
@@ -92,6 +99,7 @@ class Keeper {
     const std::function<void(const Progress&)>& tell;
     Progress progress{};
     Halt halt = Halt::no;
+    bool is_exact = false;     // what is stored of the region is to be all there is: nobody's marks are believed
     uint64_t reached = 0;      // interrupted before this block
     uint64_t patience = 0;     // in the background: so many more blocks before it lets another persist go first
     uint64_t resume_ns = 0;    // for what was put it is to wait until then
@@ -100,6 +108,12 @@ class Keeper {
   };
   /// Of blocks: first, and the one behind the last.
   using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+  struct Meant {
+    std::shared_ptr<Region> region;
+    Ranges ranges;
+    std::optional<uint64_t> given{};  // Region::unshared(), if its memory is to be given back
+  };
+  using Chosen = std::vector<Meant>;
   class Asked;
   /// The lock for what persist() lets go first.
   class Urgent {
@@ -113,8 +127,11 @@ class Keeper {
 
   Keeper(std::unique_ptr<store::Store> store, const Options& options, RegionTable& regions, MemoryAccount& account);
   void restore_records(Region& region);
-  std::vector<std::pair<std::shared_ptr<Region>, Ranges>> choose(const Job& job) const;
-  store::Verdict persist_region(Region& region, const Ranges& ranges, Pass& pass);
+  static Ranges merge(Ranges ranges, uint64_t group);
+  Chosen choose(const Job& job) const;
+  void give_memory_back(const Chosen& chosen, Pass& pass);
+  void leave_in_store(const Region& region);
+  store::Verdict persist_region(const Meant& meant, Pass& pass);
   store::Verdict persist_range(Region& region, uint64_t first, uint64_t end, Pass& pass);
   static void give_back(Region& region, const Region::Changes& changes, uint64_t from);
   store::Verdict put_blocks(Region& region, const Region::Changes& changes, Pass& pass);
@@ -127,13 +144,16 @@ class Keeper {
   bool is_stored(uint64_t region) const;
   void bring_home();
   Stretch take_stretch();
-  void load(Region& region, uint64_t block);
+  Status load(Region& region, uint64_t block);
 
   const std::unique_ptr<store::Store> store_;
   const bool lazily_;
   RegionTable& regions_;
   MemoryAccount& account_;
 
+  /// One persist that somebody waits for at a time, taken before jobs_lock_: where that is let go for a while, no other
+  /// takes the marks of what is to be freed.
+  std::mutex awaited_lock_;
   std::mutex jobs_lock_;  // one of persist, settle_freed, remove
   std::atomic<unsigned> urgent_{0};
   std::atomic<unsigned> asked_{0};  // persists that somebody waits for
@@ -150,7 +170,7 @@ class Keeper {
   std::deque<Left> left_;
   bool stopping_ = false;
   std::vector<std::thread> bringers_;
-  std::atomic<uint64_t> persisted_blocks_{0}, persisted_bytes_{0}, unreadable_{0};
+  std::atomic<uint64_t> persisted_blocks_{0}, persisted_bytes_{0};
   std::atomic<uint64_t> persist_ns_{0};
 };
 

@@ -30,6 +30,7 @@ struct Kept {
     Status status = Status::ok;
     region = Region::create({.id = 1, .bytes = bytes, .thin = false, .kept = true}, account, status);
     REQUIRE(status == Status::ok);
+    keeper->answer_for(*region);
     const std::vector<uint8_t> data(kMiB, 7);
     for (uint64_t at = 0; at < bytes; at += kMiB) REQUIRE(region->write(at, data)->status == Status::ok);
     regions.insert(region);

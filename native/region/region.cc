@@ -9,12 +9,14 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <string>
 #include <utility>
 
 #include "base/protocol.h"
+#include "region/region_hold.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -45,11 +47,6 @@ UniqueFd make_memfd(uint64_t id, uint64_t bytes) {
   return fd;
 }
 
-/// Without waiting: a holder may have a lease on it, which it need not give back for 45 s.
-UniqueFd reopen(int fd, int flags) {
-  return UniqueFd(open(("/proc/self/fd/" + std::to_string(fd)).c_str(), flags | O_CLOEXEC | O_NONBLOCK));
-}
-
 /// Copies [begin, end) where there is data; false: no memory.
 bool copy_data(int from, int to, uint64_t begin, uint64_t end, std::vector<uint8_t>& buffer) {
   while (begin < end) {
@@ -67,40 +64,12 @@ bool copy_data(int from, int to, uint64_t begin, uint64_t end, std::vector<uint8
   return true;
 }
 
+/// Without waiting: a holder may have a lease on it, which it need not give back for 45 s.
+UniqueFd reopen(int fd, int flags) {
+  return UniqueFd(open(("/proc/self/fd/" + std::to_string(fd)).c_str(), flags | O_CLOEXEC | O_NONBLOCK));
+}
+
 }  // namespace
-
-/// A serving thread's hold: it never waits.
-class Region::Use {
- public:
-  explicit Use(const Region& region)
-      : region_(region),
-        held_(region.exclusive_wanted_.load(std::memory_order_relaxed) == 0 && region.hold_.try_lock_shared()) {}
-  ~Use() {
-    if (held_) region_.hold_.unlock_shared();
-  }
-  Use(const Use&) = delete;
-  explicit operator bool() const { return held_; }
-
- private:
-  const Region& region_;
-  bool held_;
-};
-
-class Region::Exclusive {
- public:
-  explicit Exclusive(const Region& region) : region_(region) {
-    region_.exclusive_wanted_.fetch_add(1, std::memory_order_relaxed);
-    region_.hold_.lock();
-  }
-  ~Exclusive() {
-    region_.hold_.unlock();
-    region_.exclusive_wanted_.fetch_sub(1, std::memory_order_relaxed);
-  }
-  Exclusive(const Exclusive&) = delete;
-
- private:
-  const Region& region_;
-};
 
 std::shared_ptr<Region> Region::create(const Shape& shape, MemoryAccount& account, Status& status) {
   if (shape.bytes == 0 || shape.bytes > kMaxRegionBytes) {
@@ -164,6 +133,7 @@ std::optional<Outcome> Region::check(uint64_t offset, uint64_t bytes, bool repla
     case BlockState::Presence::absent:
       return std::nullopt;
     case BlockState::Presence::damaged:
+    case BlockState::Presence::failed:
       break;
   }
   return outcome(Status::not_present);
@@ -200,6 +170,10 @@ std::optional<ssize_t> Region::send(int socket, uint64_t offset, size_t bytes) {
   Use use(*this);
   if (!use) return std::nullopt;
   if (check_range(offset, bytes) != Status::ok) return 0;
+  // Checked when it was promised; the memory may have been given back since.
+  const auto found = presence(offset, bytes, false);
+  if (found == BlockState::Presence::absent) return std::nullopt;
+  if (found != BlockState::Presence::here) return 0;
   off_t position = static_cast<off_t>(offset);
   return sendfile(socket, fd_.get(), &position, bytes);
 }
@@ -281,7 +255,7 @@ std::optional<Outcome> Region::populate(uint64_t offset, uint64_t bytes) {
   Use use(*this);
   if (!use) return std::nullopt;
   if (Status status = check_range(offset, bytes); status != Status::ok) return outcome(status);
-  if (thin_) return outcome(Status::denied);
+  if (thin_ || !is_all_here()) return outcome(Status::denied);
   if (bytes == 0 ||
       fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0)
     return outcome(Status::ok);
@@ -318,7 +292,7 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, const Grant& 
   if (!use) return std::nullopt;
   if (destroyed_) return HandOver{outcome(Status::not_present), {}, {}};
   // What is not all here, or not all good, is asked for by messages.
-  if (thin_ || (blocks_ && !blocks_->settled())) return HandOver{outcome(Status::denied), {}, {}};
+  if (thin_ || !is_all_here()) return HandOver{outcome(Status::denied), {}, {}};
   std::lock_guard guard(holders_lock_);
   // Sealed only now: a region that nobody holds can then grow in place.
   if (!grow_sealed_ && fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_GROW) != 0)
@@ -332,7 +306,7 @@ std::optional<Region::HandOver> Region::hand_over(uint64_t client, const Grant& 
   auto [holder, is_first] = holders_.try_emplace(client, grant);
   if (!is_first) holder->second = holder->second.sooner(grant);
   if (writable) unseen_.store(true);
-  given_.store(true, std::memory_order_relaxed);
+  given_.fetch_add(1);
   return HandOver{outcome(Status::ok), std::move(fd), std::move(written)};
 }
 
@@ -344,9 +318,9 @@ std::optional<Region::Loan> Region::lend(uint64_t number, bool writable, Lender&
   if (destroyed_) return Loan{.outcome = outcome(Status::not_present), .chunk = nullptr};
   if (number > kMaxRegionBytes / protocol::kLendBytes || begin >= bytes_)
     return Loan{.outcome = outcome(Status::out_of_range), .chunk = nullptr};
-  if (thin_ || (blocks_ && !blocks_->settled())) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
+  if (thin_ || !is_all_here()) return Loan{.outcome = outcome(Status::bad_request), .chunk = nullptr};
   if (writable) unseen_.store(true);
-  given_.store(true, std::memory_order_relaxed);
+  given_.fetch_add(1);
   const uint64_t bytes = std::min<uint64_t>(protocol::kLendBytes, round_to_page(bytes_) - begin);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), static_cast<off_t>(begin));
   if (memory == MAP_FAILED) return Loan{.outcome = outcome(Status::no_space), .chunk = nullptr};
@@ -380,6 +354,23 @@ void Region::end_lending(uint64_t offset, uint64_t bytes) {
     chunk->end();
     if (auto borrower = one.borrower.lock()) borrower->note_ended(id_, number);
   }
+}
+
+/// Held exclusively. Whether a client has a descriptor, or a mapping of one, or is lent a part.
+bool Region::is_held() {
+  std::vector<uint64_t> lent;
+  append_lent(lent, 0, UINT64_MAX);
+  if (!lent.empty()) return true;
+  std::lock_guard guard(holders_lock_);
+  if (holders_.empty()) return false;
+  // Nobody says that it has closed a descriptor; but a lease is given only to who alone has the file open.
+  const UniqueFd only = reopen(fd_.get(), O_RDWR);
+  if (!only) return true;
+  fcntl(only.get(), F_SETSIG, SIGURG);  // who opens it just now would have us killed by SIGIO
+  if (fcntl(only.get(), F_SETLEASE, F_WRLCK) != 0) return true;
+  fcntl(only.get(), F_SETLEASE, F_UNLCK);  // not only with the last copy of it, which a process just forked may have
+  holders_.clear();
+  return false;
 }
 
 bool Region::is_lent(uint64_t number) {
@@ -508,10 +499,14 @@ Status Region::resize(uint64_t bytes) {
   return Status::ok;
 }
 
-Status Region::punch(uint64_t offset, uint64_t bytes) {
+std::optional<Status> Region::punch(uint64_t offset, uint64_t bytes) {
   Exclusive exclusive(*this);
   if (Status status = check_range(offset, bytes); status != Status::ok || bytes == 0) return status;
   if (blocks_) {
+    // What would come home over a part of it that is punched.
+    if (offset % BlockState::kBytes != 0 && blocks_->absent(offset / BlockState::kBytes)) return std::nullopt;
+    const uint64_t behind = offset + bytes;
+    if (behind % BlockState::kBytes != 0 && blocks_->absent(behind / BlockState::kBytes)) return std::nullopt;
     blocks_->mark_changed(offset, bytes);
     for (uint64_t block = (offset + BlockState::kBytes - 1) / BlockState::kBytes;
          (block + 1) * BlockState::kBytes <= offset + bytes; ++block) {
@@ -590,7 +585,7 @@ RegionInfo Region::info() const {
           .absent_bytes = absent,
           .damaged_pages = blocks_ ? blocks_->damaged_pages() : 0,
           .access_version = access_version(),
-          .given = given_.load(std::memory_order_relaxed),
+          .given = given_.load(std::memory_order_relaxed) > 0,
           .usage = usage_.seen()};
 }
 
@@ -633,91 +628,6 @@ void Region::append_lent(std::vector<uint64_t>& into, uint64_t first, uint64_t e
 void Region::append_records(std::vector<RecordInfo>& into) const {
   std::lock_guard guard(records_lock_);
   for (auto& [ino, bytes] : records_) into.push_back({.region = id_, .ino = ino, .bytes = bytes});
-}
-
-// ---- for the keeper
-
-Region::Changes Region::begin_persist(uint64_t first, uint64_t end) {
-  // While nobody is in the middle of a write: whoever writes afterwards leaves a new mark.
-  Exclusive exclusive(*this);
-  Changes changes{.blocks = {}, .unseen = unseen_.load(), .chunks = {}, .bytes = destroyed_ ? 0 : bytes_};
-  end = std::min(end, blocks_->blocks());
-  blocks_->take_changed(first, end, changes.blocks);
-  uint64_t first_chunk = first / BlockState::kPerChunk,
-           end_chunk = (end + BlockState::kPerChunk - 1) / BlockState::kPerChunk;
-  if (!changes.unseen) {
-    // Only blocks are looked at: a chunk that they are but a part of is still marked when clients write by themselves.
-    first_chunk = (first + BlockState::kPerChunk - 1) / BlockState::kPerChunk;
-    if (end < blocks_->blocks()) end_chunk = end / BlockState::kPerChunk;
-  }
-  append_lent(changes.chunks, first_chunk, end_chunk);  // first: a loan that ends now leaves its mark
-  const size_t lent = changes.chunks.size();
-  written_.load(std::memory_order_acquire)->take(changes.chunks, first_chunk, end_chunk);
-  // Messages mark blocks as well: where no block is marked, a client wrote by itself.
-  for (uint64_t chunk : std::span(changes.chunks).subspan(lent)) {
-    const auto block = std::lower_bound(changes.blocks.begin(), changes.blocks.end(), chunk * BlockState::kPerChunk);
-    if (block == changes.blocks.end() || *block / BlockState::kPerChunk != chunk) changes.told.push_back(chunk);
-  }
-  std::sort(changes.chunks.begin(), changes.chunks.end());
-  changes.chunks.erase(std::unique(changes.chunks.begin(), changes.chunks.end()), changes.chunks.end());
-  return changes;
-}
-
-ssize_t Region::copy_once(uint64_t block, std::span<uint8_t> into) const {
-  const uint64_t offset = block * BlockState::kBytes;
-  if (destroyed_ || offset >= bytes_) return -1;
-  const size_t bytes = std::min<uint64_t>(into.size(), bytes_ - offset);
-  const ssize_t got = pread(fd_.get(), into.data(), bytes, static_cast<off_t>(offset));
-  if (got != static_cast<ssize_t>(bytes)) return -1;
-  std::fill(into.begin() + got, into.end(), 0);
-  return got;
-}
-
-bool Region::copy_block(uint64_t block, std::span<uint8_t> into) {
-  constexpr int kTries = 4;
-  std::array<uint8_t, BlockState::kBytes> again;
-  for (int tries = 0; tries < kTries; ++tries) {
-    std::shared_lock shared(hold_);
-    if (copy_once(block, into) < 0) return false;
-    // A page that was being written while it was read may be half of each. Who writes by messages has left a mark;
-    // who writes the memory itself is found by a second look.
-    if (blocks_->changed(block)) break;
-    if (!unseen_.load()) return true;
-    if (copy_once(block, again) < 0) return false;
-    if (std::memcmp(again.data(), into.data(), into.size()) == 0) return true;
-  }
-  // Under writes without end: those by messages come again in the time of a copy.
-  Exclusive exclusive(*this);
-  return copy_once(block, into) >= 0;
-}
-
-uint64_t Region::next_with_memory(uint64_t block) const {
-  std::shared_lock shared(hold_);
-  if (destroyed_) return UINT64_MAX;
-  const off_t data = lseek(fd_.get(), static_cast<off_t>(block * BlockState::kBytes), SEEK_DATA);
-  return data < 0 ? UINT64_MAX : static_cast<uint64_t>(data) / BlockState::kBytes;
-}
-
-void Region::end_writing() {
-  Exclusive exclusive(*this);
-  if (destroyed_) return;
-  end_lending(0, bytes_);
-  fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
-}
-
-void Region::fill(uint64_t block, std::span<const uint8_t> data) {
-  std::shared_lock shared(hold_);
-  const uint64_t offset = block * BlockState::kBytes;
-  if (destroyed_ || offset >= bytes_) return;
-  data = data.first(std::min<uint64_t>(data.size(), bytes_ - offset));
-  {
-    std::lock_guard guard(thin_lock_);  // of two who bring it, the later one finds it here, perhaps written to since
-    if (!blocks_->absent(block)) return;
-    // No memory for it: it is in the store still, but nobody may take what is here for it.
-    if (write_memory(offset, data) != Status::ok) blocks_->mark_damaged(block);
-    if (thin_) recount_thin();
-    blocks_->make_present(block);
-  }
 }
 
 }  // namespace extmem::region

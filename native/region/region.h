@@ -93,7 +93,8 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
 
   // The control thread.
   Status resize(uint64_t bytes);
-  Status punch(uint64_t offset, uint64_t bytes);
+  /// nullopt: a block that it touches in part is in the store only, and is to be brought home first.
+  std::optional<Status> punch(uint64_t offset, uint64_t bytes);
   void destroy();
   /// If a client that is meant holds a descriptor: moves the data to a fresh memfd and empties the old one.
   void revoke(const std::function<bool(uint64_t client, const Grant& grant)>& meant);
@@ -122,6 +123,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
     std::vector<uint64_t> chunks{};  ///< kLendBytes, in order; all blocks are in them
     uint64_t bytes = 0;
     std::vector<uint64_t> told{};  ///< of these chunks, those that clients have said to have written
+    uint64_t first = 0, end = 0;   ///< whole chunks, where `unseen`
   };
   Changes begin_persist(uint64_t first = 0, uint64_t end = UINT64_MAX);
   /// A block as it is at some moment in between: page by page as somebody wrote it. Padded with zeros; false: gone.
@@ -130,8 +132,21 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   uint64_t next_with_memory(uint64_t block) const;
   /// Of what clients were given: descriptors are written to no more, and what was lent is taken back.
   void end_writing();
-  /// What the store had of an absent block.
-  void fill(uint64_t block, std::span<const uint8_t> data);
+  /// How often memory was given back. Read before what the store has of a block is read, which is then still true.
+  uint64_t drops() const { return drops_.load(); }
+  /// What the store had of an absent block, when drops() was that; nothing: it is damaged there. nullopt: look again.
+  /// Not ok: there was no room for it, and it is absent still.
+  std::optional<Status> fill(uint64_t block, std::span<const uint8_t> data, uint64_t drops);
+  /// When no client holds any of its memory: how often some was given so far, by which drop() knows that none was
+  /// since. nullopt: clients hold it, or one of them has sealed or cut it; or it is thin.
+  std::optional<uint64_t> unshared();
+  /// Gives back the memory of those blocks from `first` up to `end` that have not changed since they were put, and are
+  /// absent from then on. Answers how much that was, in bytes; nullopt: some was given to clients meanwhile.
+  std::optional<uint64_t> drop(uint64_t first, uint64_t end, uint64_t given,
+                               const std::function<bool(uint64_t block)>& is_stored);
+  /// Bytes of these blocks that are in memory.
+  uint64_t resident_within(uint64_t first, uint64_t end) const;
+  bool unseen() const { return unseen_.load(); }
 
  private:
   class Use;
@@ -155,6 +170,9 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   void destroy_held();
   BlockState::Presence presence(uint64_t offset, uint64_t bytes, bool replaces);
   std::optional<Outcome> check(uint64_t offset, uint64_t bytes, bool replaces);
+  bool is_all_here() const { return !blocks_ || blocks_->settled(); }
+  bool is_held();
+  bool is_droppable(uint64_t block, const std::function<bool(uint64_t block)>& is_stored);
   ssize_t copy_once(uint64_t block, std::span<uint8_t> into) const;
   bool cover_written(uint64_t bytes);
 
@@ -162,7 +180,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   const bool thin_;
   MemoryAccount& account_;
 
-  mutable std::shared_mutex hold_;  // shared: uses of fd_; exclusive: changes of fd_, bytes_, epoch_, destroyed_
+  mutable std::shared_mutex hold_;                // shared: uses of fd_; exclusive: changes of what follows
   mutable std::atomic<int> exclusive_wanted_{0};  // glibc's lock prefers readers: they step back when they see this
   UniqueFd fd_;
   uint64_t bytes_;
@@ -175,7 +193,8 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   const std::unique_ptr<BlockState> blocks_;  // null: there is no store
   /// A client was given writable memory, and its writes are not seen here.
   std::atomic<bool> unseen_{false};
-  std::atomic<bool> given_{false};  // or memory at all
+  std::atomic<uint64_t> given_{0};  // so often memory at all
+  std::atomic<uint64_t> drops_{0};
 
   std::atomic<uint32_t> access_version_{0};
   Usage usage_;
@@ -185,7 +204,7 @@ class Region final : public Written, public std::enable_shared_from_this<Region>
   std::mutex atomics_lock_;
 
   std::mutex holders_lock_;
-  std::map<uint64_t, Grant> holders_;  // clients that have a descriptor, and by what
+  std::map<uint64_t, Grant> holders_;  // clients that were given a descriptor, and by what
   bool grow_sealed_ = false;
 
   std::mutex lent_lock_;

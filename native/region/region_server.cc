@@ -55,7 +55,7 @@ class Server final : public RegionServer {
   uint64_t incarnation() const override { return service_.incarnation; }
   const std::vector<RestoredRegion>& restored() const override { return restored_; }
   std::optional<StoreStatus> store_status() const override;
-  std::string persist(const std::vector<Piece>& pieces,
+  std::string persist(const std::vector<Piece>& pieces, Freed* freed,
                       const std::function<void(const PersistProgress&)>& tell) override;
   std::string persist_in_background() override;
   void end_background() override {
@@ -205,6 +205,7 @@ Status Server::create_region(uint64_t id, uint64_t bytes, bool thin) {
   Status status = Status::ok;
   auto region =
       Region::create({.id = id, .bytes = bytes, .thin = thin, .kept = keeper_ != nullptr}, service_.account, status);
+  if (region && keeper_) keeper_->answer_for(*region);
   if (region) service_.regions.insert(std::move(region));
   return status;
 }
@@ -224,8 +225,11 @@ Status Server::destroy_region(uint64_t id) {
 Status Server::punch_region(uint64_t id, uint64_t offset, uint64_t bytes) {
   auto region = service_.regions.find(id);
   if (!region) return Status::not_present;
-  if (keeper_) keeper_->bring_edges(*region, offset, bytes);
-  return region->punch(offset, bytes);
+  for (;;) {  // an edge that was brought may be given back before it is punched
+    if (const Status status = keeper_ ? keeper_->bring_edges(*region, offset, bytes) : Status::ok; status != Status::ok)
+      return status;
+    if (const auto status = region->punch(offset, bytes)) return *status;
+  }
 }
 
 void Server::fence_clients(std::span<const ClientRange> clients) {
@@ -327,8 +331,9 @@ std::optional<StoreStatus> Server::store_status() const {
   return keeper_ ? std::optional(keeper_->status()) : std::nullopt;
 }
 
-std::string Server::persist(const std::vector<Piece>& pieces, const std::function<void(const PersistProgress&)>& tell) {
-  return keeper_ ? keeper_->persist({.pieces = pieces}, tell).why : "there is no backing store";
+std::string Server::persist(const std::vector<Piece>& pieces, Freed* freed,
+                            const std::function<void(const PersistProgress&)>& tell) {
+  return keeper_ ? keeper_->persist({.pieces = pieces, .freed = freed}, tell).why : "there is no backing store";
 }
 
 std::string Server::persist_in_background() {
@@ -338,6 +343,7 @@ std::string Server::persist_in_background() {
 std::string Server::persist_last(const std::function<void(const PersistProgress&)>& tell) {
   if (!keeper_) return "there is no backing store";
   for (auto& thread : threads_) thread->stop();
+  keeper_->stop();  // what comes home now would find the memory sealed
   // Whoever was given memory on this host writes there no more.
   for (auto& region : service_.regions.all()) region->end_writing();
   keeper_->end_background();

@@ -30,7 +30,7 @@ struct RegionInfo {
   uint64_t id, bytes, resident_bytes;
   bool thin;
   uint32_t epoch;
-  uint64_t absent_bytes;   ///< restored, and in the store only
+  uint64_t absent_bytes;   ///< restored or freed, and in the store only
   uint64_t damaged_pages;  ///< reads of them fail
   uint32_t access_version;
   bool given;  ///< clients were given the memory itself: what they do there is not in `usage`, but for what they tell
@@ -87,6 +87,10 @@ class RegionServer {
   };
   struct Piece {
     uint64_t region, offset, bytes;
+  };
+  /// By persist(): of what was meant, what takes no memory any more, and what does because clients hold it themselves.
+  struct Freed {
+    uint64_t freed_bytes = 0, held_bytes = 0;
   };
   struct PersistProgress {
     uint64_t done_bytes, total_bytes;
@@ -161,8 +165,8 @@ class RegionServer {
   virtual const std::vector<RestoredRegion>& restored() const = 0;
   virtual std::optional<StoreStatus> store_status() const = 0;
   /// These pieces, or everything if none are named. While a job is under way in the background, on another thread, it
-  /// goes first.
-  virtual std::string persist(const std::vector<Piece>& pieces,
+  /// goes first. `freed`, unless null: then their memory is given back, but for what is written meanwhile or held.
+  virtual std::string persist(const std::vector<Piece>& pieces, Freed* freed,
                               const std::function<void(const PersistProgress&)>& tell) = 0;
   virtual std::string persist_in_background() = 0;
   /// Now, and for good.

@@ -391,7 +391,7 @@ class Member implements Appliance {
 
   private activityOf({ region, absentBytes }: NativeRegionInfo): RegionInfo['activity'] {
     if (this.keeping?.isPersisting(region) === true) return 'persisting';
-    return absentBytes > 0 ? 'restoring' : 'none';
+    return absentBytes > 0 && this.keeping?.isFreed(region) !== true ? 'restoring' : 'none';
   }
 
   /** What the manager may ask. Errors of the region server keep their code. */
@@ -422,7 +422,7 @@ class Member implements Appliance {
       punch: on(async (server, { pieces }) => {
         await this.copying?.stopIn(pieces);
         for (const { region, offset, length } of pieces) server.punchRegion(region, offset, length);
-        return this.settled(this.keeping?.freed(pieces));
+        return this.settled(this.keeping?.punched(pieces));
       }),
       sum: on(async (server, { pieces }) => ({ sums: await server.sumPieces(pieces) })),
       copy: on(async (_server, ask) => {
@@ -431,10 +431,10 @@ class Member implements Appliance {
         await this.copying.copy(ask);
         return done;
       }),
-      persist: on((_server, { pieces }) => {
+      persist: on((_server, { pieces, free = false }) => {
         if (this.keeping === undefined)
           throw new ExtmemError('ENOTSUP', `appliance ${this.id} has no backing store; start it with --store`);
-        return this.settled(this.keeping.persist(pieces));
+        return this.keeping.persist(pieces, free);
       }),
       fence: on((server, { dead }) => server.fenceClients(dead).then(() => done)),
       setAccess: on(async (server, { regions, keep }) => {

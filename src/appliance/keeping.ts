@@ -6,7 +6,7 @@
  */
 import { messageOf } from '../base/errors.js';
 import type { Logger } from '../base/logger.js';
-import type { RegionPiece, StoreHealth, StoreInfo } from '../base/messages.js';
+import type { Freed, RegionPiece, StoreHealth, StoreInfo } from '../base/messages.js';
 import { formatSize } from '../base/size.js';
 import type { RegionServer, RegionStoreOptions } from '../binding/index.js';
 import { storeDevice } from './store_device.js';
@@ -40,6 +40,8 @@ export class Keeping {
   private failure = '';
   private ending = false;
   private readonly persisting = new Set<readonly RegionPiece[]>();
+  /** Regions that gave memory back: what of them is in the store stays there until it is asked for. */
+  private readonly freed = new Set<number>();
 
   constructor(
     private readonly settings: StoreSettings,
@@ -73,11 +75,13 @@ export class Keeping {
   }
 
   /** [] means all. */
-  async persist(pieces: RegionPiece[]): Promise<void> {
+  async persist(pieces: RegionPiece[], free: boolean): Promise<Freed> {
     this.persisting.add(pieces);
     try {
-      await this.server?.persist(pieces);
+      const freed = (await this.server?.persist(pieces, free)) ?? { freedBytes: 0, heldBytes: 0 };
       this.failure = '';
+      if (free) for (const { region } of pieces.length === 0 ? (this.server?.listRegions() ?? []) : pieces) this.freed.add(region);
+      return freed;
     } catch (error) {
       this.failure = messageOf(error);
       throw error;
@@ -90,11 +94,16 @@ export class Keeping {
     return [...this.persisting].some((pieces) => pieces.length === 0 || pieces.some((piece) => piece.region === region));
   }
 
-  async freed(pieces: readonly RegionPiece[]): Promise<void> {
+  isFreed(region: number): boolean {
+    return this.freed.has(region);
+  }
+
+  async punched(pieces: readonly RegionPiece[]): Promise<void> {
     await this.server?.settleFreed([...pieces]);
   }
 
   async destroyed(regions: readonly number[]): Promise<void> {
+    for (const region of regions) this.freed.delete(region);
     if (regions.length > 0) await this.server?.settleDestroyed([...regions]);
   }
 

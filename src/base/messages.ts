@@ -490,7 +490,7 @@ export const RegionInfo = Type.Object({
   bytes: Bytes,
   residentBytes: Bytes,
   thin: Type.Boolean(),
-  absentBytes: Bytes, // restored, and in the backing store only
+  absentBytes: Bytes, // restored or freed, and in the backing store only
   damagedPages: Type.Integer(),
   accessVersion: Type.Integer(),
   /** It is being copied to the backing store, or brought home from there. */
@@ -509,6 +509,10 @@ export type Sensor = Static<typeof Sensor>;
 
 /** Per cent of the last ten seconds in which some, or all, tasks waited for it. */
 const Pressure = Type.Object({ someOf10s: Type.Number(), allOf10s: Type.Number() });
+
+/** By persisting and freeing: of what was meant, what takes no memory any more, and what does because clients hold it themselves. */
+export const Freed = Type.Object({ freedBytes: Bytes, heldBytes: Bytes });
+export type Freed = Static<typeof Freed>;
 
 /** Of the backing store of an appliance that has one: its device, and how persisting goes. */
 export const StoreHealth = Type.Object({
@@ -569,9 +573,10 @@ export const appliancePushes = {
   /** These pieces, whose bytes are zero, get those of pieces elsewhere. Once it is answered, or its session has ended, nothing more of
    *  it happens; nor in regions that are punched or destroyed meanwhile. EIO: a source cannot be read; ECANCELED; ETIMEDOUT. */
   copy: operation(CopyAsk, Empty),
-  /** Answered when these pieces, or everything if none are named, are durable as they are now. ENOTSUP: there is no backing store;
-   *  ESTORE: it fails, or is full. */
-  persist: operation(Type.Object({ pieces: Type.Array(RegionPiece) }), Empty),
+  /** Answered when these pieces, or everything if none are named, are durable as they are now, and, with `free`, their memory is given
+   *  back: so many bytes of it. Not so many others, which clients hold themselves. ENOTSUP: there is no backing store; ESTORE: it
+   *  fails, or is full. */
+  persist: operation(Type.Object({ pieces: Type.Array(RegionPiece), free: Type.Optional(Type.Boolean()) }), Freed),
   /** All clients that are dead, not only those that died since. */
   fence: operation(Type.Object({ dead: ClientRanges }), Empty),
   /** Capabilities of older versions are void, and what was handed out by them is taken back when this is answered, but for that

@@ -114,8 +114,9 @@ export interface RegionServer {
   /** Regions that came out of the backing store; exact: with all that was ever acknowledged. */
   restored(): { region: number; bytes: number; exact: boolean }[];
   storeStatus(): StoreStatus | undefined;
-  /** These pieces, or everything when none are named: resolves when they are durable. Rejects with ESTORE. */
-  persist(pieces: { region: number; offset: number; length: number }[]): Promise<void>;
+  /** These pieces, or everything when none are named: resolves when they are durable, and, with `free`, their memory is given back
+   *  but for what clients hold themselves. Rejects with ESTORE. */
+  persist(pieces: { region: number; offset: number; length: number }[], free: boolean): Promise<{ freedBytes: number; heldBytes: number }>;
   /** Everything that has changed, while whatever somebody waits for goes first. */
   persistInBackground(): Promise<void>;
   /** Nobody is served from now on; all regions as they were last acknowledged. What is under way in the background ends early. */

@@ -1,5 +1,6 @@
 /** `extmem create`, `resize`, `rm`, `ls` and `info`: allocations (files), asked of the manager, with no mount needed. */
 import { PERSIST_TIMEOUT_MS } from '../base/manager_http.js';
+import type { Freed } from '../base/messages.js';
 import { formatSize, parseSize } from '../base/size.js';
 import type { AllocationInfo } from '../manager/index.js';
 import { managerAccess, readSecret } from './connection.js';
@@ -85,25 +86,38 @@ export async function runCreate(call: Invocation): Promise<ExitCode> {
   return ExitCode.ok;
 }
 
+type Persisted = { appliances: string[] } & Partial<Freed>;
+
+function printPersisted(what: string, { appliances, freedBytes, heldBytes = 0 }: Persisted): void {
+  const where = appliances.join(', ') || 'no appliance: it has no contents';
+  printLine(`persisted ${what} on ${where}${freedBytes === undefined ? '' : `; ${formatSize(freedBytes)} of memory freed`}`);
+  if (heldBytes > 0)
+    printLine(
+      `${formatSize(heldBytes)} of ${what} are persisted and stay in memory: clients on the appliance's host, or by RDMA, hold it; ` +
+        'they let go when they unmount, or mount with --transport tcp',
+    );
+}
+
 /** Persists files, or everything; tells which appliances took part. */
 export async function runPersist(call: Invocation): Promise<ExitCode> {
   const all = call.has('all');
+  const free = call.has('free');
   if (all === call.args.length > 0) throw new UsageError('say which paths to persist, or --all');
   const api = apiOf(call);
-  const persisted: { path?: string; appliances: string[] }[] = [];
+  const persisted: (Persisted & { path?: string })[] = [];
   const progress = new Progress();
   for (const path of all ? [undefined] : call.args.map(pathOf)) {
     progress.show(`persisting ${path ?? 'everything'} ...`);
-    const { appliances } = await api.ask<{ appliances: string[] }>(
+    const answer = await api.ask<Persisted>(
       'POST',
       '/v1/persist',
       {},
-      path === undefined ? {} : { path },
+      { ...(path === undefined ? {} : { path }), free },
       PERSIST_TIMEOUT_MS,
     );
     progress.clear();
-    persisted.push({ ...(path === undefined ? {} : { path }), appliances });
-    if (!call.json) printLine(`persisted ${path ?? 'everything'} on ${appliances.join(', ') || 'no appliance: it has no contents'}`);
+    persisted.push({ ...(path === undefined ? {} : { path }), ...answer });
+    if (!call.json) printPersisted(path ?? 'everything', answer);
   }
   if (call.json) printJson(persisted);
   return ExitCode.ok;

@@ -182,8 +182,11 @@ What no rule gives is not allowed. Only allocations made with --allow, empty one
       details:
         'As far as mounts have written them back: fsync, or close, comes first. Only what has changed since the last time is written.',
       settings: allocationSettings,
-      flags: [['--all', 'everything, on every appliance that has a backing store']],
-      examples: ['extmem persist /table', 'extmem persist --all'],
+      flags: [
+        ['--all', 'everything, on every appliance that has a backing store'],
+        ['--free', 'and give the memory back, where clients go by tcp: it comes home when it is used'],
+      ],
+      examples: ['extmem persist /table', 'extmem persist --free /archive', 'extmem persist --all'],
     },
     async () => (await import('./allocations.js')).runPersist,
   ],

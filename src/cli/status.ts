@@ -102,7 +102,7 @@ function printStores(appliances: ClusterStatus['appliances']): void {
       ],
     ];
   });
-  if (rows.length > 0) printLine(`\n${renderTable(['STORE OF', 'USED', 'STILL TO COME', 'PERSISTING ALL TAKES', 'LAG', 'STATE'], rows)}`);
+  if (rows.length > 0) printLine(`\n${renderTable(['STORE OF', 'USED', 'ONLY THERE', 'PERSISTING ALL TAKES', 'LAG', 'STATE'], rows)}`);
 }
 
 /** What every mount of this user on this machine says of itself. */

@@ -7,7 +7,7 @@ import { ExtmemError } from '../base/errors.js';
 import { columnMembers, columnsOf, copiesOf, type Extent } from '../base/file_record.js';
 import { formatLayout, hasCopies, parseAcross, parseLayout, type Layout } from '../base/layout.js';
 import { lostRanges } from '../base/marks.js';
-import type { AcrossName, Attr, Durability } from '../base/messages.js';
+import type { AcrossName, Attr, Durability, Freed } from '../base/messages.js';
 import { PAGE_BYTES, STRIPE_UNIT_BYTES } from '../base/protocol.js';
 import { isProtected, type Identity } from './access.js';
 import type { Contents, ContentsParts } from './contents.js';
@@ -237,14 +237,20 @@ export class Allocations {
     };
   }
 
-  /** As its mounts have written it back; everything, without a path. */
-  async persist(path?: string, who?: Identity): Promise<{ appliances: string[] }> {
+  /** As its mounts have written it back; everything, without a path. `free`: its memory is given back, where no client holds it. */
+  async persist(
+    { path, free = false }: { path?: string; free?: boolean },
+    who?: Identity,
+  ): Promise<{ appliances: string[] } & Partial<Freed>> {
     const { persistence } = this.parts;
-    if (path === undefined) return { appliances: await persistence.persistAll() };
+    if (path === undefined) {
+      const { on, ...freed } = await persistence.persistAll(free);
+      return { appliances: on, ...(free ? freed : {}) };
+    }
     const inode = await this.findPath(path);
     this.parts.access.check(inode, who, 'write-metadata');
-    await persistence.persistFiles([findFile(this.parts.store, inode.ino).ino]);
-    return { appliances: [...new Set(this.placementOf(inode.ino).map(({ appliance }) => appliance))] };
+    const freed = await persistence.persistFiles([findFile(this.parts.store, inode.ino).ino], free);
+    return { appliances: [...new Set(this.placementOf(inode.ino).map(({ appliance }) => appliance))], ...(free ? freed : {}) };
   }
 
   /** An earlier state of it is accepted. */

@@ -67,7 +67,10 @@ const ResizeBody = Type.Union([
     length: Type.Integer({ minimum: 1, maximum: limits.fileBytes }),
   }),
 ]);
-const PersistBody = Type.Object({ path: Type.Optional(Type.String({ minLength: 1 })) });
+const PersistBody = Type.Object({
+  path: Type.Optional(Type.String({ minLength: 1 })),
+  free: Type.Optional(Type.Boolean({ description: 'give its memory back; it comes home when it is asked for' })),
+});
 const AcceptBody = Type.Object({ path: Type.String({ minLength: 1 }) });
 const ListQuery = Type.Object({
   path: Type.String({ default: '/' }),
@@ -184,7 +187,7 @@ function addRoutes(app: FastifyInstance, parts: Parts): void {
         response: { 200: Anything, '4xx': ErrorAnswer, '5xx': ErrorAnswer },
       },
     },
-    async (request) => allocations.persist(request.body.path, await identify(parts, request)),
+    async (request) => allocations.persist(request.body, await identify(parts, request)),
   );
   app.post<{ Body: Static<typeof AcceptBody> }>(
     '/v1/restore',

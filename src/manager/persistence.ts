@@ -9,7 +9,7 @@
 import { ExtmemError } from '../base/errors.js';
 import { decodeRecord, pieces } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
-import type { RegionPiece } from '../base/messages.js';
+import type { Freed, RegionPiece } from '../base/messages.js';
 import type { Appliances } from './appliances.js';
 import type { Files } from './files.js';
 import type { Inode } from './inode.js';
@@ -28,18 +28,20 @@ export interface PersistenceParts {
 export class Persistence {
   constructor(private readonly parts: PersistenceParts) {}
 
-  /** What the appliances have of these files is durable when this resolves. */
-  async persistFiles(inos: readonly number[]): Promise<void> {
+  /** What the appliances have of these files is durable when this resolves; `free`: its memory is given back. */
+  async persistFiles(inos: readonly number[], free = false): Promise<Freed> {
     const { store, files } = this.parts;
-    await this.persistPieces(pieces({ extents: inos.flatMap((ino) => files.extents(store, ino)) }));
+    return this.persistPieces(pieces({ extents: inos.flatMap((ino) => files.extents(store, ino)) }), { free });
   }
 
   /** Everything on every appliance that has a backing store. Answers which those are. */
-  async persistAll(): Promise<string[]> {
+  async persistAll(free: boolean): Promise<Freed & { on: string[] }> {
     const meant = this.parts.appliances.up().filter(({ info }) => info.store !== undefined);
     if (meant.length === 0) throw new ExtmemError('ENOTSUP', 'no appliance that is up has a backing store; start one with --store');
-    await Promise.all(meant.map((appliance) => this.parts.appliances.call(appliance, 'persist', { pieces: [] }, times.persistMs)));
-    return meant.map(({ id }) => id);
+    const freed = await Promise.all(
+      meant.map((appliance) => this.parts.appliances.call(appliance, 'persist', { pieces: [], free }, times.persistMs)),
+    );
+    return { ...sumOf(freed), on: meant.map(({ id }) => id) };
   }
 
   /** An fsync of these files is about to be answered: those that are to be persisted are. Answers the inodes that could not be. */
@@ -89,7 +91,10 @@ export class Persistence {
     await this.parts.store.transact((tx) => tx.remove(keys.behind(ino)));
   }
 
-  async persistPieces(meant: readonly RegionPiece[], timeoutMs: number = times.persistMs): Promise<void> {
+  async persistPieces(
+    meant: readonly RegionPiece[],
+    { free = false, timeoutMs = times.persistMs }: { free?: boolean; timeoutMs?: number } = {},
+  ): Promise<Freed> {
     const { regions, appliances } = this.parts;
     const byAppliance = new Map<string, RegionPiece[]>();
     for (const piece of meant) {
@@ -99,12 +104,18 @@ export class Persistence {
       if (some === undefined) byAppliance.set(row.appliance, [piece]);
       else some.push(piece);
     }
-    await Promise.all(
+    const freed = await Promise.all(
       [...byAppliance].map(async ([id, some]) => {
         const appliance = appliances.get(id);
         if (appliance === undefined) throw new ExtmemError('EIO', `appliance ${id} is gone`);
-        await appliances.call(appliance, 'persist', { pieces: some }, timeoutMs);
+        return appliances.call(appliance, 'persist', { pieces: some, free }, timeoutMs);
       }),
     );
+    return sumOf(freed);
   }
+}
+
+function sumOf(parts: readonly Freed[]): Freed {
+  const sum = (of: keyof Freed): number => parts.reduce((total, part) => total + part[of], 0);
+  return { freedBytes: sum('freedBytes'), heldBytes: sum('heldBytes') };
 }

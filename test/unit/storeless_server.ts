@@ -13,11 +13,11 @@ export class StorelessServer {
   storeStatus(): undefined {
     return undefined;
   }
-  persist(): Promise<void> {
-    return Promise.resolve();
+  persist(): Promise<{ freedBytes: number; heldBytes: number }> {
+    return Promise.resolve({ freedBytes: 0, heldBytes: 0 });
   }
   persistInBackground(): Promise<void> {
-    return this.persist();
+    return Promise.resolve();
   }
   persistLast(): Promise<void> {
     return Promise.resolve();

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/clock.h"
+
 namespace extmem::fabric {
 
 namespace {
@@ -18,6 +20,8 @@ namespace {
 /// Operations run without a turn of the reactor between them when one coroutine does many: so long may pass until it is
 /// looked whether the appliance still lives.
 constexpr uint64_t kLookNs = 1'000'000;
+/// A region that is not lent may be later: it was not all in memory.
+constexpr uint64_t kAskAgainNs = 1'000'000'000;
 constexpr size_t kMaxReceived = 16;
 /// Bits of Operation::wire_id: its descriptor was asked for anew; memory for it was asked for.
 constexpr uint64_t kAskedAgain = 1;
@@ -73,7 +77,7 @@ void ShmConnection::submit(Operation& operation, uint64_t attempt_deadline_ns) {
   if (fd >= 0 && transfer(operation)) return owner_.finish(operation, Status::ok);
   // The region moved, was freed, is out of range, or has not been lent to us yet.
   Attachment& attachment = attachments_[&region];
-  if (attachment.socket_only || (operation.wire_id & kAskedAgain) != 0) {
+  if (operation.started_ns < attachment.socket_until_ns || (operation.wire_id & kAskedAgain) != 0) {
     return WireConnection::submit(operation, attempt_deadline_ns);
   }
   operation.wire_id |= kAskedAgain;
@@ -182,7 +186,9 @@ void ShmConnection::on_descriptor_reply(Region& region, const protocol::ReplyHea
   if (usable && (reply.value == 1 || install_map(region, std::move(map)))) {
     install(region, std::move(fd));
   } else if (status == Status::denied || usable) {  // not `forbidden`: that may be allowed by the next time
-    attachment.socket_only = true;                  // thin, or we are not trusted with descriptors
+    // Thin, not all there, or we are not trusted with descriptors.
+    attachment.socket_until_ns = monotonic_ns() + kAskAgainNs;
+    hollow_out(region);  // what we had is of no use, nor a reason to ask for memory
   }
   OperationList parked = attachment.parked.take();
   while (!parked.empty()) {
@@ -215,11 +221,13 @@ bool ShmConnection::install_map(Region& region, UniqueFd fd) {
   return true;
 }
 
+void ShmConnection::hollow_out(Region& region) {
+  const int number = region.shm_fd.load(std::memory_order_acquire);
+  if (number >= 0) exchange_descriptor(hollow_descriptor(), number);
+}
+
 void ShmConnection::disown() {
-  for (auto& [region, attachment] : attachments_) {
-    const int number = region->shm_fd.load(std::memory_order_acquire);
-    if (number >= 0) exchange_descriptor(hollow_descriptor(), number);
-  }
+  for (auto& [region, attachment] : attachments_) hollow_out(*region);
 }
 
 }  // namespace extmem::fabric

@@ -37,6 +37,7 @@ class ShmConnection final : public WireConnection {
   static bool lacks_memory(const Operation& operation, int fd);
   void populate_first(Operation& operation, uint64_t attempt_deadline_ns);
   bool hung_up(uint64_t now);
+  static void hollow_out(Region& region);
   void install(Region& region, UniqueFd fd);
   static bool install_map(Region& region, UniqueFd fd);
   UniqueFd take_received();

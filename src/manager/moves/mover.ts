@@ -159,7 +159,7 @@ export class Mover {
     if (findFile(store, ino).durability === 'persisted')
       await persistence.persistPieces(
         [...byTarget.values()].flat().map(({ to }) => to),
-        Math.max(1, endMs - performance.now()),
+        { timeoutMs: Math.max(1, endMs - performance.now()) },
       );
   }
 

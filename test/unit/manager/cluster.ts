@@ -200,7 +200,10 @@ export class TestAppliance {
       }),
       listRecords: () => ({ records: this.records }),
       removeRecords: () => done,
-      persist: ({ pieces }) => (this.events.push(`persist ${pieces.map(({ region }) => region).join(' ')}`), done),
+      persist: ({ pieces }) => {
+        this.events.push(`persist ${pieces.map(({ region }) => region).join(' ')}`);
+        return { freedBytes: 0, heldBytes: 0 };
+      },
     };
     const dispatch = <Name extends keyof typeof usual>(name: Name): (typeof usual)[Name] =>
       ((ask: never) => (this.override[name] ?? usual[name])(ask)) as (typeof usual)[Name];

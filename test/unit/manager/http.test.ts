@@ -8,6 +8,8 @@ import { PROTOCOL_VERSION } from '../../../src/base/protocol.js';
 import { connectSession, sessionUrl, type Handlers } from '../../../src/base/session.js';
 import { Cluster, MIB, TOKEN } from './cluster.js';
 
+const NONE_FREED = { freedBytes: 0, heldBytes: 0 };
+
 let cluster: Cluster;
 let log: string[];
 
@@ -91,6 +93,28 @@ test('allocations: create, list, info, renew, resize, destroy', async () => {
   ]);
   expect((await cluster.http('DELETE', '/v1/allocations/f')).status).toBe(204);
   expect((await cluster.http('GET', '/v1/allocations/f')).status).toBe(404);
+});
+
+test('what persisting freed, and what clients hold, is told in sum of all appliances, if that was asked for', async () => {
+  const asked: unknown[] = [];
+  for (const [id, heldBytes] of [
+    ['one', 7],
+    ['two', 0],
+  ] as const) {
+    const appliance = await cluster.appliance(id);
+    appliance.override.persist = ({ free = false }) => (asked.push([id, free]), free ? { freedBytes: 100, heldBytes } : NONE_FREED);
+  }
+  const layout = { layout: 'stripe', dedicated: true };
+  expect((await cluster.http('POST', '/v1/allocations', { path: '/f', bytes: 64 * MIB, ...layout })).status).toBe(201);
+  expect((await cluster.http('POST', '/v1/persist', { path: '/f' })).body).toEqual({ appliances: ['one', 'two'] });
+  const freed = await cluster.http('POST', '/v1/persist', { path: '/f', free: true });
+  expect(freed.body).toEqual({ appliances: ['one', 'two'], freedBytes: 200, heldBytes: 7 });
+  expect(asked.sort()).toEqual([
+    ['one', false],
+    ['one', true],
+    ['two', false],
+    ['two', true],
+  ]);
 });
 
 test('a directory goes with all that is in it when that is asked for', async () => {
