@@ -61,6 +61,12 @@ class BlockState {
     failed_count_.store(failed_.size());
   }
 
+  /// How often the device has failed to give it, with this time.
+  unsigned count_try(uint64_t block) {
+    std::lock_guard guard(damaged_lock_);
+    return ++tries_[block];
+  }
+
   void mark_damaged(uint64_t block) {
     std::lock_guard guard(damaged_lock_);
     for (uint64_t page = block * kPages; page < (block + 1) * kPages; ++page) damaged_.insert(page);
@@ -153,6 +159,7 @@ class BlockState {
   mutable std::mutex damaged_lock_;
   std::set<uint64_t> damaged_;           // pages
   std::map<uint64_t, uint64_t> failed_;  // blocks, and when
+  std::map<uint64_t, unsigned> tries_;   // of blocks that the device did not give
 };
 
 }  // namespace extmem::region

@@ -24,6 +24,8 @@ constexpr size_t kMaxWanted = 4096;
 /// their way from the device meanwhile.
 constexpr uint64_t kStretchBlocks = 8, kAheadBlocks = 256;
 constexpr unsigned kMaxBringers = 4;
+/// A block that the device cannot give so often is lost, and can be written anew.
+constexpr unsigned kReadTries = 3;
 
 uint64_t hash_of(std::span<const uint8_t> data) { return XXH3_64bits(data.data(), data.size()); }
 
@@ -160,7 +162,9 @@ Status Keeper::load(Region& region, uint64_t block) {
     const uint64_t drops = region.drops();
     std::array<uint8_t, BlockState::kBytes> data;
     const Verdict verdict = store_->read(region.id(), block, data);
-    if (!verdict.ok() && verdict.code != Code::damaged) return Status::not_present;
+    const bool is_lost = verdict.code == Code::damaged ||
+                         (verdict.code == Code::io_error && region.blocks()->count_try(block) == kReadTries);
+    if (!verdict.ok() && !is_lost) return Status::not_present;
     const auto found = verdict.ok() ? std::span<const uint8_t>(data) : std::span<const uint8_t>();
     if (const auto filled = region.fill(block, found, drops)) return *filled;
   }
@@ -169,8 +173,10 @@ Status Keeper::load(Region& region, uint64_t block) {
 
 Status Keeper::bring_edges(Region& region, uint64_t offset, uint64_t bytes) {
   if (bytes == 0 || region.blocks() == nullptr) return Status::ok;
-  for (uint64_t block : {offset / BlockState::kBytes, (offset + bytes - 1) / BlockState::kBytes}) {
-    if (block >= region.blocks()->blocks()) continue;
+  // What is punched as a whole need not be known.
+  for (uint64_t at : {offset, offset + bytes}) {
+    const uint64_t block = at / BlockState::kBytes;
+    if (at % BlockState::kBytes == 0 || block >= region.blocks()->blocks()) continue;
     if (const Status status = load(region, block); status != Status::ok) return status;
   }
   return Status::ok;
@@ -226,7 +232,8 @@ Verdict Keeper::persist(const Job& job, const std::function<void(const Progress&
   Verdict verdict = store_->commit();
   if (job.freed != nullptr && verdict.ok()) give_memory_back(chosen, pass);
   // Small ones tell how long a barrier takes, not how long all would.
-  if (const uint64_t put = persisted_bytes_.load() - before; put >= (uint64_t{16} << 20))
+  const uint64_t put = persisted_bytes_.load() - before;
+  if (job.freed == nullptr && put >= (uint64_t{16} << 20))
     persist_ns_.store((monotonic_ns() - began - pass.rested_ns) * (uint64_t{1} << 20) / put);
   return verdict;
 }

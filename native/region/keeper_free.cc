@@ -15,7 +15,8 @@ constexpr uint64_t kDropBlocks = 16;
 
 }  // namespace
 
-/// After a commit, with jobs_lock_ held ever since: the store has what was put, and marks are of what came later.
+/// After a commit: the store has what was put, and marks are of what came later. Also of what others have put while
+/// they went first.
 void Keeper::give_memory_back(const Chosen& chosen, Pass& pass) {
   Freed& freed = *pass.job.freed;
   for (const Meant& meant : chosen) {
@@ -25,7 +26,10 @@ void Keeper::give_memory_back(const Chosen& chosen, Pass& pass) {
     for (const auto& [first, end] : meant.ranges) {
       const uint64_t last = std::min(end, region.blocks()->blocks());
       for (uint64_t block = region.next_with_memory(first); block < last; block = region.next_with_memory(block)) {
-        if (others_go_first(false)) none_urgent_.wait(pass.guard, [this] { return !others_go_first(false); });
+        if (others_go_first(false)) {
+          none_urgent_.wait(pass.guard, [this] { return !others_go_first(false); });
+          if (!store_->commit().ok()) return;
+        }
         if (!is_stored(region.id())) break;
         const uint64_t stop = std::min(block + kDropBlocks, last);
         const auto dropped = meant.given ? region.drop(block, stop, *meant.given, in_store) : std::nullopt;

@@ -41,6 +41,7 @@ export interface PushParts {
 const WHOLE_FILE = -1;
 /** A write that waits for the manager fails before 5 s are over. */
 const LONGEST_PAUSE_MS = 4000;
+const SETTLE_AGAIN_MS = 1000;
 const DONE: Record<string, never> = {};
 
 export class Pushes implements PushHandlers {
@@ -139,13 +140,14 @@ export class Pushes implements PushHandlers {
 
   /** The manager is away: what it did to files whose writers wait for it is not known. It may be back soon; if not, they fail. */
   refusePaused(): void {
-    const { held, native, manager } = this.parts;
+    const { held, native } = this.parts;
     for (const file of held.all()) {
       if (!file.paused) continue;
+      const { pausedMs } = file;
       const refuse = (): void => {
-        if (file.paused && held.get(file.ino) === file && !manager.alive) native.refuseWriters(file.ino);
+        if (file.paused && file.pausedMs === pausedMs && held.get(file.ino) === file) native.refuseWriters(file.ino);
       };
-      setTimeout(refuse, Math.max(0, file.pausedMs + LONGEST_PAUSE_MS - performance.now())).unref();
+      setTimeout(refuse, Math.max(0, pausedMs + LONGEST_PAUSE_MS - performance.now())).unref();
     }
   }
 
@@ -162,8 +164,10 @@ export class Pushes implements PushHandlers {
     };
     const meant = [...held.all()].filter(({ paused, unclean }) => paused || unclean);
     const ended = await Promise.allSettled(meant.map(settle));
-    for (const one of ended)
-      if (one.status === 'rejected') log.warn({ error: one.reason as unknown }, 'a shared file could not be taken up again yet');
+    const left = ended.filter((one) => one.status === 'rejected');
+    for (const one of left) log.warn({ error: one.reason as unknown }, 'a shared file could not be taken up again yet');
+    // On the next session it is tried anyhow.
+    if (left.length > 0 && manager.alive) setTimeout(() => void this.settlePaused(), SETTLE_AGAIN_MS).unref();
   }
 
   /** What the kernel still holds locked for its writers it gives back only when they go on. */

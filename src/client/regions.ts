@@ -19,16 +19,12 @@ import type { Manager } from './manager.js';
 
 /** A mount is provisioned on so many appliances without having run short. */
 const SPREAD = 16;
-/** A grant that was on its way when its region was retired is here by then. */
-const LATE_GRANT_MS = 10_000;
 
 export class KnownRegions {
   /** Where each region is, of which life of that appliance, and whether we may write to it. */
   private readonly known = new Map<number, { appliance: string; incarnation: number; writable: boolean }>();
   /** Regions that we carve files from. */
   private readonly provision = new Set<number>();
-  /** Those of which nothing is to be carved any more, and since when. */
-  private readonly retired = new Map<number, number>();
   private readonly up = new Set<string>();
   private readonly draining = new Set<string>();
   /** Appliances that native knows, and those that have been down for as long as this mount has known them. */
@@ -74,7 +70,6 @@ export class KnownRegions {
   putProvision(grants: readonly RegionGrant[]): void {
     this.put(grants);
     for (const { region, used } of grants) {
-      if (performance.now() - (this.retired.get(region) ?? -Infinity) < LATE_GRANT_MS) continue;
       this.native.addProvision(region, used ?? []);
       this.provision.add(region);
     }
@@ -85,7 +80,6 @@ export class KnownRegions {
     for (const region of regions) {
       this.provision.delete(region);
       this.native.removeProvision(region);
-      this.retired.set(region, performance.now());
     }
   }
 

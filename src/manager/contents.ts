@@ -151,7 +151,7 @@ export class Contents {
    *  on by what tellMoved() says, or where it was if `change` fails. */
   async whileStill<T>(ino: number, change: () => Promise<T>, { gently = false } = {}): Promise<T> {
     await this.settleWriters(ino, gently);
-    return this.whilePaused(ino, change);
+    return this.whilePaused(ino, change, gently);
   }
 
   /** In the file's turn: whoever has it open has written back. gently: nobody has asked for this, and no mount that is away is fenced
@@ -167,9 +167,15 @@ export class Contents {
     }
   }
 
-  /** The same bytes lie elsewhere: nobody reads where they were when this resolves. dropped: nor believes what was read of it. */
-  async tellMoved(inode: Inode, dropped = { offset: 0, length: 0 }): Promise<void> {
-    await this.tellCut(inode, undefined, dropped);
+  /** It has not changed: its writers go on. */
+  async tellSame(ino: number, dropped = { offset: 0, length: 0 }): Promise<void> {
+    const inode = this.parts.store.get<Inode>(keys.inode(ino));
+    if (inode?.kind === 'file') await this.tellCut(inode, undefined, dropped);
+  }
+
+  /** The same bytes lie elsewhere: nobody reads where they were when this resolves. */
+  async tellMoved(inode: Inode): Promise<void> {
+    await this.tellCut(inode, undefined, { offset: 0, length: 0 });
   }
 
   async extend(client: Client, ask: Ask<Operations, 'extend'>): Promise<Answer<Operations, 'extend'>> {
@@ -343,20 +349,20 @@ export class Contents {
 
   /** In the file's turn: nobody writes to it through while `change` changes its extents, and tells of it (tellCut), by which they go
    *  on. Their kernels may hold pages locked meanwhile: they count as busy. */
-  private async whilePaused<T>(ino: number, change: () => Promise<T>): Promise<T> {
-    const { clients, delegations, ends, store } = this.parts;
+  private async whilePaused<T>(ino: number, change: () => Promise<T>, gently = false): Promise<T> {
+    const { clients, delegations, ends } = this.parts;
     const writers = delegations.holders(ino).filter(({ row }) => row.mode === 'shared' && row.open === 'write');
     const meant = writers.flatMap(({ client }) => clients.get(client) ?? []);
     let stands = true;
     let body = async (): Promise<T> => {
       try {
         const pause = { op: 'pauseWriters', ask: { ino }, deed: `stop writing to inode ${ino}`, stands: () => stands } as const;
-        await Promise.all(meant.map((client) => demand(this.parts, client, pause)));
+        await Promise.all(meant.map((client) => (gently ? this.pauseGently(client, ino) : demand(this.parts, client, pause))));
         await ends.published(ino);
         return await change();
       } catch (error) {
         stands = false; // whoever has not answered yet is not fenced for it
-        if (meant.length > 0) await this.tellCut(findFile(store, ino), undefined, { offset: 0, length: 0 });
+        await this.endPause(ino, meant, gently);
         throw error;
       }
     };
@@ -365,6 +371,21 @@ export class Contents {
       body = () => client.whileBusy([writeLock(ino)], inner);
     }
     return body();
+  }
+
+  private async pauseGently(client: Client, ino: number): Promise<void> {
+    const told = await this.parts.clients.tell(client, 'pauseWriters', { ino }, { limitMs: RECALL_TIMEOUT_MS });
+    if (told.status !== 'answered') throw new ExtmemError('EBUSY', `mount ${client.name} does not stop writing to inode ${ino} now`);
+  }
+
+  /** Nothing has changed: the writers go on with the file as it was. */
+  private async endPause(ino: number, meant: readonly Client[], gently: boolean): Promise<void> {
+    const { clients, store } = this.parts;
+    const inode = store.get<Inode>(keys.inode(ino));
+    if (inode?.kind !== 'file' || meant.length === 0) return;
+    if (!gently) return this.tellCut(inode, undefined, { offset: 0, length: 0 });
+    const news = { ino, offset: 0, length: 0, attr: attrOf(inode), record: recordOf(store, inode), cut: true };
+    await Promise.all(meant.map((client) => clients.tell(client, 'invalidate', news, { limitMs: RECALL_TIMEOUT_MS, again: true })));
   }
 
   /** Everybody but whoever cuts its own file has the new record when this resolves, and reads no more where it was cut; or is

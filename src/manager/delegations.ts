@@ -8,6 +8,7 @@
  * One change at a time per file (`turns`), except what a recalled holder may need in order to answer: commit, gaveUp, extend, wrote,
  * dropCopies and release never wait for a turn.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ExtmemError } from '../base/errors.js';
 import { allocatedBytes, decodeRecord } from '../base/file_record.js';
 import type { Logger } from '../base/logger.js';
@@ -253,7 +254,8 @@ export class Delegations {
     for (const ino of inos) if (this.isHeld(ino)) this.rebalance(ino);
   }
 
-  /** At start: orphans that nobody holds any more, and holders that no longer exist. */
+  /** At start: orphans that nobody holds any more, and holders that no longer exist; what an earlier life changed, it may not have told
+   *  everybody. */
   async clean(): Promise<void> {
     const { store, reclaimer, clients, files } = this.parts;
     const tickets = await store.transact((tx) => {
@@ -268,6 +270,7 @@ export class Delegations {
       return reclaimer.ticketsOf(tx);
     });
     reclaimer.start(tickets);
+    for (const ino of reclaimer.restoredCuts()) this.extentsChanged(ino, undefined);
   }
 
   grantOf(client: Client, ino: number): FileGrant {
@@ -332,10 +335,18 @@ export class Delegations {
   async tryRecall(ino: number, holder: Holder): Promise<boolean> {
     const client = this.parts.clients.get(holder.client);
     if (client === undefined) return true;
-    const told = await this.parts.clients.tell(client, 'recall', { ino, to: 'shared' }, { limitMs: RECALL_TIMEOUT_MS });
-    if (told.status !== 'answered' || this.find(ino, holder.client) !== holder) return told.status === 'answered';
-    await this.takeAnswer(ino, client, holder, told.answer);
-    return true;
+    // An answer that comes late is taken all the same: the locks that it brings are nowhere else any more.
+    const recalled = this.parts.clients
+      .tell(client, 'recall', { ino, to: 'shared' }, { limitMs: times.lateRecallMs })
+      .then(async (told) => {
+        if (told.status !== 'answered') return false;
+        if (this.find(ino, holder.client) === holder) await this.takeAnswer(ino, client, holder, told.answer);
+        return true;
+      });
+    const end = new AbortController();
+    const isLate = sleep(RECALL_TIMEOUT_MS, false, { signal: end.signal, ref: false }).catch(() => false);
+    recalled.catch((error: unknown) => this.parts.log.error({ ino, error }, 'a late answer to a recall could not be taken'));
+    return Promise.race([recalled, isLate]).finally(() => end.abort());
   }
 
   /** What a client asks after its answer to a recall is about the file as that answer made it. */

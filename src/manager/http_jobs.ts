@@ -6,7 +6,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { ExtmemError } from '../base/errors.js';
 import type { Identity } from './access.js';
 import { limits } from './limits.js';
-import { JOB_KINDS, JOB_STATES, type Job } from './moves/jobs.js';
+import { JOB_KINDS, JOB_STATES, type Job, type Jobs } from './moves/jobs.js';
 import type { Parts } from './parts.js';
 
 export const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() });
@@ -105,20 +105,7 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
     { schema: { summary: 'One job', params: JobParams, response: { 200: JobAnswer, ...failures } } },
     async (request) => shown(jobs.get(request.params.job), await identify(request)),
   );
-  app.delete<{ Params: Static<typeof ApplianceParams> }>(
-    '/v1/appliances/:appliance/drain',
-    {
-      schema: {
-        summary: 'Place things on an appliance again that was, or is being, drained; what has moved away stays where it is',
-        params: ApplianceParams,
-        response: { 204: Type.Null(), ...failures },
-      },
-    },
-    async (request, reply) => {
-      await jobs.endDrain(request.params.appliance);
-      return reply.code(204).send(null);
-    },
-  );
+  addDrainRoute(app, jobs);
   app.delete<OneJob>(
     '/v1/jobs/:job',
     {
@@ -137,6 +124,24 @@ export function addJobRoutes(app: FastifyInstance, parts: Parts, identify: (requ
           `job ${job.id} is about files whose access parameters do not give ${who.name} the right to move them`,
         );
       return shown(await jobs.cancel(job.id), who);
+    },
+  );
+}
+
+function addDrainRoute(app: FastifyInstance, jobs: Jobs): void {
+  const failures = { '4xx': ErrorAnswer };
+  app.delete<{ Params: Static<typeof ApplianceParams> }>(
+    '/v1/appliances/:appliance/drain',
+    {
+      schema: {
+        summary: 'Place things on an appliance again that was, or is being, drained; what has moved away stays where it is',
+        params: ApplianceParams,
+        response: { 204: Type.Null(), ...failures },
+      },
+    },
+    async (request, reply) => {
+      await jobs.endDrain(request.params.appliance);
+      return reply.code(204).send(null);
     },
   );
 }

@@ -148,8 +148,9 @@ function startChores(parts: Parts): { stop(): void } {
     protection.noteTime().catch((error: unknown) => log.error({ error }, 'telling of windows that began or ended failed'));
   }, times.windowsMs).unref();
   const wanted = setInterval(() => fencing.fenceWanted(), times.wantedMs).unref();
-  // Appliances and clients come back first.
-  const jobs = setTimeout(() => parts.jobs.start(), times.leaseMs + times.rebuildRestMs).unref();
+  // Appliances and clients of an earlier life come back first.
+  const isFirst = [...parts.clients.all()].length === 0;
+  const jobs = setTimeout(() => parts.jobs.start(), isFirst ? 0 : times.leaseMs + times.rebuildRestMs).unref();
   return {
     stop: () => {
       clearTimeout(jobs);

@@ -44,6 +44,8 @@ export const times = {
   wroteTellMs: 1000,
   /** Copying a stretch that moves, while nobody writes to its file: whoever waits for that does not wait for 5 s. */
   copyMs: 3000,
+  /** What was asked of a client that is not fenced for its silence is taken until then. */
+  lateRecallMs: 30_000,
   /** After a copy is lost, until it is made anew: others may be lost with it, or come back. */
   rebuildRestMs: 3000,
   /** What could not be rebuilt is tried again after that. */

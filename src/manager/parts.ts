@@ -121,13 +121,11 @@ export async function assembleParts(options: PartsOptions): Promise<Parts> {
   const contents = new Contents({ ...fileParts, fence });
   const provisions = new Provisions({ store, regions, appliances, clients, fencing, reclaimer, placement, log });
   const allocations = new Allocations({ ...fileParts, directories, contents, placement, dedicatedBytes: options.dedicatedBytes });
-  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, directories, contents, placement, log }, options);
+  const jobs = assembleJobs({ ...fileParts, clusterKey: cluster.key, directories, contents, placement, log, fence }, options);
   await store.transact((tx) => names.ensureRoot(tx));
   await copies.sweep();
   await directories.clean();
   await delegations.clean();
-  // What an earlier life changed it may not have told everybody.
-  for (const ino of reclaimer.restoredCuts()) delegations.extentsChanged(ino, undefined);
   const parts: Parts = {
     ...kept,
     clusterKey: cluster.key,

@@ -15,7 +15,7 @@ import type { Contents } from '../contents.js';
 import type { Copies } from '../copies.js';
 import type { Delegations } from '../delegations.js';
 import type { Files } from '../files.js';
-import { findFile, type Inode } from '../inode.js';
+import type { Inode } from '../inode.js';
 import { limits, times } from '../limits.js';
 import { keys, type MetadataStore } from '../metadata_store.js';
 import type { Regions } from '../regions.js';
@@ -103,7 +103,7 @@ export class Checker {
           const places = findings.flatMap((finding) => finding.places);
           if (places.length > 0) await copies.dropPlaces(ino, places);
           const dropped = { offset: planned.fileOffset, length: places.length > 0 ? planned.length : 0 };
-          await contents.tellMoved(findFile(store, ino), dropped); // by which writers go on
+          await contents.tellSame(ino, dropped);
           return findings;
         },
         { gently: how.automatic },

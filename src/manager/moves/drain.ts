@@ -14,7 +14,7 @@ import type { Client, Clients } from '../clients.js';
 import type { Contents } from '../contents.js';
 import type { Delegations } from '../delegations.js';
 import type { DirectoryDelegations } from '../directory_delegations.js';
-import { findFile, type Inode } from '../inode.js';
+import type { Inode } from '../inode.js';
 import { keys, type MetadataStore } from '../metadata_store.js';
 import type { Reclaimer } from '../reclaim.js';
 import type { Region, Regions } from '../regions.js';
@@ -28,6 +28,7 @@ export interface DrainParts {
   delegations: Delegations;
   directories: DirectoryDelegations;
   contents: Contents;
+  fence(client: Client, why: string): Promise<void>;
 }
 
 /** Files that are brought to rest at once. */
@@ -41,14 +42,10 @@ export class Draining {
     return [...this.parts.regions.all()].filter(({ row }) => row.appliance === appliance && !row.lost);
   }
 
-  /** Files that have something there. */
-  filesOn(appliance: string): number[] {
+  /** Whether an encoded record of a file names something that is there. */
+  namer(appliance: string): (record: Uint8Array) => boolean {
     const meant = new Set(this.regionsOn(appliance).map(({ id }) => id));
-    const found: number[] = [];
-    for (const [key, record] of this.parts.store.scan<Uint8Array>(keys.records))
-      if (decodeRecord(record).extents.some(({ members }) => members.some(({ region }) => meant.has(region))))
-        found.push(keys.lastNumber(key));
-    return found;
+    return (record) => decodeRecord(record).extents.some(({ members }) => members.some(({ region }) => meant.has(region)));
   }
 
   /** No region there is a client's when this resolves; those with nothing in them go. Throws EAGAIN when a client does not answer. */
@@ -71,7 +68,7 @@ export class Draining {
     const { clients, directories, delegations } = this.parts;
     const regions = held.map(({ id }) => id);
     const told = await clients.tell(client, 'retire', { regions }, { limitMs: RECALL_TIMEOUT_MS, again: true });
-    if (told.status === 'gone') return; // its regions are swept when it is fenced
+    if (told.status === 'gone') return this.parts.fence(client, 'its lease is over, and an appliance is to be emptied');
     if (told.status !== 'answered')
       throw new ExtmemError('EAGAIN', `client ${client.id} (${client.name}) does not give back what it has there (${told.status})`);
     await directories.recallFrom(client);
@@ -85,8 +82,11 @@ export class Draining {
     const { store, delegations, contents } = this.parts;
     await delegations.turns.run(ino, async () => {
       if (store.get<Inode>(keys.inode(ino))?.kind !== 'file') return;
-      await contents.whileStill(ino, () => contents.tellMoved(findFile(store, ino)));
-      if (delegations.isHeld(ino)) delegations.rebalance(ino);
+      try {
+        await contents.whileStill(ino, () => contents.tellSame(ino));
+      } finally {
+        if (delegations.isHeld(ino)) delegations.rebalance(ino);
+      }
     });
   }
 }

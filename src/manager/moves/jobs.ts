@@ -114,6 +114,7 @@ export class Jobs {
   private readonly looking: NodeJS.Timeout;
   private nudged: { timer: NodeJS.Timeout; at: number } | undefined;
   private isStopped = false;
+  private isStarted = false;
 
   constructor(
     private readonly parts: JobsParts,
@@ -126,6 +127,7 @@ export class Jobs {
 
   /** Those that an earlier life of this manager did not end go on. */
   start(): void {
+    this.isStarted = true;
     // What goes on by itself begins anew, as it is to be now.
     const old = this.list().filter((job) => job.automatic && !isEnded(job));
     for (const { id } of old) this.jobs.delete(id);
@@ -201,7 +203,7 @@ export class Jobs {
   /** Copies may have been lost, or there may be room for those that were: soon, they are made anew. */
   nudge(afterMs: number = times.rebuildRestMs): void {
     const at = performance.now() + afterMs;
-    if (!this.rebuild.automatic || this.isStopped || (this.nudged !== undefined && this.nudged.at <= at)) return;
+    if (!this.rebuild.automatic || !this.isStarted || this.isStopped || (this.nudged !== undefined && this.nudged.at <= at)) return;
     clearTimeout(this.nudged?.timer);
     const begin = (): void => {
       this.nudged = undefined;
@@ -241,7 +243,7 @@ export class Jobs {
 
   /** One after the other. */
   private run(lane: Lane): void {
-    if (this.running.has(lane)) return;
+    if (this.running.has(lane) || !this.isStarted) return;
     this.running.add(lane);
     const next = (): Job | undefined =>
       this.list()
@@ -254,7 +256,8 @@ export class Jobs {
       .catch((error: unknown) => this.tellFailure('a job could not be written down', error))
       .finally(() => {
         this.running.delete(lane);
-        if (this.running.size === 0 && !this.isStopped)
+        const isMoving = LANES.some((one) => one !== 'check' && this.running.has(one));
+        if (!isMoving && !this.isStopped)
           this.parts.room
             .release()
             .catch((error: unknown) => this.tellFailure('regions that things moved to could not be given up', error));
@@ -313,7 +316,8 @@ export class Jobs {
         await sleep(REST_MS);
         continue;
       }
-      await this.moveFiles(id, draining.filesOn(appliance));
+      await this.moveFiles(id, await this.filesWith(draining.namer(appliance)));
+      await this.parts.room.release(appliance);
       if (this.get(id).problems.length > 0 || (await this.isEmpty(appliance))) return;
     }
     const left = draining.regionsOn(appliance).length;

@@ -109,11 +109,11 @@ export class Room {
     );
   }
 
-  /** Nothing moves any more: the regions are anybody's, and go where they are empty. */
-  async release(): Promise<void> {
+  /** Nothing moves any more (to this appliance): the regions are anybody's, and go where they are empty. */
+  async release(appliance?: string): Promise<void> {
     const { store, regions, reclaimer } = this.parts;
-    const held = [...this.ours].flatMap((id) => regions.get(id) ?? []);
-    this.ours.clear();
+    const held = [...this.ours].flatMap((id) => regions.get(id) ?? []).filter(({ row }) => (appliance ?? row.appliance) === row.appliance);
+    for (const { id } of held) this.ours.delete(id);
     await store.transact((tx) => held.forEach((region) => regions.setRow(tx, region, { ino: 0 })));
     await Promise.all(held.map((region) => reclaimer.destroyIfEmpty(region)));
   }
