@@ -92,9 +92,11 @@ export class Mover {
       if (store.get<Inode>(keys.inode(ino))?.kind !== 'file') return 0; // removed meanwhile
       const plan = (): Slot[] => planStretch(files.extents(store, ino), order.choose, limitBytes);
       try {
-        if (plan().length === 0 && !delegations.hasWriter(ino, undefined)) return 0;
-        await contents.settleWriters(ino, order.gently); // where they have written since their last commit is not known here
-        const slots = plan();
+        let slots = plan();
+        if (slots.length === 0 && delegations.hasWriter(ino, undefined)) {
+          await contents.settleWriters(ino, order.gently); // where they have written since their last commit is not known here
+          slots = plan();
+        }
         if (slots.length === 0) return 0;
         const carved = await store.transact((tx) => room.carve(tx, findFile(tx, ino), slots, order));
         if (!('ticket' in carved)) return carved;
