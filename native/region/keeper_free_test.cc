@@ -306,6 +306,7 @@ TEST_CASE(
     "freed again and again while it is written, read and persisted, by messages and by descriptor: nothing is lost") {
   Freed freed;
   constexpr uint64_t kSpan = 2 * kMiB, kStep = 12 * 1024;
+  constexpr auto kRest = std::chrono::milliseconds(2);
   std::atomic<bool> done{false};
   // Each writer has pages of its own, and knows what is in them.
   auto work = [&](uint64_t base, bool by_descriptor) {
@@ -330,16 +331,16 @@ TEST_CASE(
   };
   std::thread by_messages([&] { work(0, false); }), by_descriptor([&] { work(kSpan, true); });
   std::thread beside([&] {
-    for (bool background = false; !done; background = !background) {
+    for (bool background = false; !done; background = !background, std::this_thread::sleep_for(kRest)) {
       const auto verdict = freed.keeper->persist({.background = background}, nullptr);
       if (!verdict.ok()) CHECK_MESSAGE(false, verdict.why);
     }
   });
   // What persists let go first: they rest in their midst.
   std::thread urgent([&] {
-    while (!done) freed.keeper->settle_freed({{1, 7 * kMiB, 1}});
+    for (; !done; std::this_thread::sleep_for(kRest)) freed.keeper->settle_freed({{1, 7 * kMiB, 1}});
   });
-  for (int turns = 0; turns < 40; ++turns) {
+  for (int turns = 0; turns < 14; ++turns) {
     // Once in a while all is home: then descriptors are handed out again.
     if (turns % 6 == 0)
       for (uint64_t at = 0; at < kBytes; at += kMiB) freed.read(at, kMiB);
