@@ -148,7 +148,7 @@ export class Contents {
   }
 
   /** In the file's turn: nobody writes to it while `change` runs, and all that was written is with the appliances. Who has it open goes
-   *  on by what tellMoved() says, or where it was if `change` fails. */
+   *  on by what tellMoved() or tellSame() says, or where it was if `change` fails. */
   async whileStill<T>(ino: number, change: () => Promise<T>, { gently = false } = {}): Promise<T> {
     await this.settleWriters(ino, gently);
     return this.whilePaused(ino, change, gently);

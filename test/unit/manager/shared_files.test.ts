@@ -269,13 +269,19 @@ describe('a cut of a shared file', () => {
     expect(appliance.punched.filter(({ length }) => length >= PAGE)).toEqual([]);
   });
 
-  test('whose manager died before it told everybody is told by the next one before its memory is used again', async () => {
+  /** b cuts a file; the manager dies before a has heard of it, and is back. */
+  async function cutAsItDies(): Promise<{ ino: number; region: number; cutting: Promise<unknown> }> {
     const { ino, region } = await sharedFile();
     a.override.invalidate = () => new Promise(() => undefined);
     const cutting = b.ask('setattr', { ino, set: { size: PAGE } }).catch(() => 'lost');
     await a.next('invalidate');
     await cluster.restartManager();
     await appliance.connect();
+    return { ino, region, cutting };
+  }
+
+  test('whose manager died before it told everybody is told by the next one before its memory is used again', async () => {
+    const { region, cutting } = await cutAsItDies();
     const telling = held({});
     a.override.invalidate = telling.handler;
     await Promise.all([a.connect(true), b.connect(true)]);
@@ -288,12 +294,7 @@ describe('a cut of a shared file', () => {
   }, 20_000);
 
   test('whose manager died before it told everybody is known to who hears of a write after that', async () => {
-    const { ino, region } = await sharedFile();
-    a.override.invalidate = () => new Promise(() => undefined);
-    const cutting = b.ask('setattr', { ino, set: { size: PAGE } }).catch(() => 'lost');
-    await a.next('invalidate');
-    await cluster.restartManager();
-    await appliance.connect();
+    const { ino, region, cutting } = await cutAsItDies();
     a.override.invalidate = () => ({});
     await Promise.all([a.connect(true), b.connect(true)]);
     expect(await cutting).toBe('lost');
